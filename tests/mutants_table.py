@@ -276,7 +276,7 @@ MUTANTS = [
         "no_home_in_a_recipe",
         "tiekd.config.recipe",
         "load_recipe",
-        "_with_homes(recipe, (), recipe)",
+        "_with_home_expanded(recipe, (), recipe)",
         "recipe",
         ("tests/unit/test_paths.py",),
     ),
@@ -323,7 +323,7 @@ MUTANTS = [
     Mutant(
         "a_users_part_is_imported_for_its_kinds",
         "tiekd.config.kinds",
-        "_of_part",
+        "_parameters_of_build",
         "external.source_of(name)",
         "Path(external.import_module(name).__file__)",
         ("tests/unit/config/test_kinds.py",),
@@ -339,7 +339,7 @@ MUTANTS = [
     Mutant(
         "kinds_of_options_are_not_read",
         "tiekd.config.kinds",
-        "_taken_by",
+        "_parameters_of",
         "options is not None",
         "False",
         ("tests/unit/config/test_build.py",),
@@ -458,7 +458,7 @@ MUTANTS = [
         "a_change_of_one_key_drops_a_resize",
         "tiekd.config.recipe",
         "merge",
-        "_of_the_same_form(old, value)",
+        "_without_other_forms(old, value)",
         "{}",
         ("tests/unit/config/test_recipe.py",),
     ),
@@ -1215,7 +1215,7 @@ MUTANTS = [
     Mutant(
         "arguments_of_a_users_teacher_are_read_as_ours",
         "tiekd.config.teacher_node",
-        "TeacherNode._of_ours",
+        "TeacherNode._project_value",
         "self.is_given and self.name is None",
         "self.is_given",
         ("tests/unit/config/test_teacher_node.py",),
@@ -3239,7 +3239,7 @@ if passed_over:
     Mutant(
         "audit_is_an_argument_of_the_teacher",
         "tiekd.config.teacher_node",
-        "TeacherNode.part",
+        "TeacherNode.own_section",
         '{"audit"}',
         "set()",
         ("tests/unit/training/test_teacher_audit.py",),
@@ -3247,7 +3247,7 @@ if passed_over:
     Mutant(
         "weight_is_an_argument_of_one_of_several_teachers",
         "tiekd.config.teacher_node",
-        "TeacherNode.part",
+        "TeacherNode.own_section",
         '{"weight"} if self.sigma is None else {"weight", "sigma"}',
         "set()",
         ("tests/unit/config/test_teacher_node.py",),

@@ -71,7 +71,9 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
     for index, node in enumerate(teachers.nodes):
         map_index = teachers.map_index_of(index)
         with errors_of(node.where):
-            teacher = build_teacher(node.part, device, max_depth_m=max_depth_m, map_index=map_index)
+            teacher = build_teacher(
+                node.own_section, device, max_depth_m=max_depth_m, map_index=map_index
+            )
         members.append(Member(teacher, node.where, node.weight, node.sigma))
     mixture = Mixture(members, device)
     if teachers.several == "teachers":
@@ -183,7 +185,7 @@ def build_teacher(
     if node is None:
         return GroundTruth()
     teacher = TeacherNode(node)
-    node = teacher.part
+    node = teacher.own_section
     if teacher.kind is not None:
         assert max_depth_m is not None
         teacher.check()
@@ -335,7 +337,7 @@ def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
         before = load_recipe(saved)
         for data_set in data_sets.sets_of(before):
             if data_set.name == name:
-                before = data_sets.recipe_of(before, data_set)
+                before = data_sets.single_set_recipe(before, data_set)
                 break
         started_with = {node.where: node for node in TeacherList.of(before).nodes}
 
@@ -346,7 +348,7 @@ def with_teachers_file(recipe: dict, resuming: bool, name: str = "") -> dict:
             return node.with_checkpoint(before.checkpoint).node
         return node.node
 
-    return with_checkpoints(teachers.put(recipe, as_before))
+    return with_checkpoints(teachers.replace_in(recipe, as_before))
 
 
 def with_checkpoints(recipe: dict) -> dict:
@@ -369,7 +371,7 @@ def with_checkpoints(recipe: dict) -> dict:
         with errors_of(node.where):
             return node.with_checkpoint(teacher_checkpoint(node).resolve()).node
 
-    return TeacherList.of(recipe).put(recipe, named)
+    return TeacherList.of(recipe).replace_in(recipe, named)
 
 
 def _for_each_set(recipe: dict, change: Callable[[dict, str], dict]) -> dict:
@@ -383,8 +385,8 @@ def _for_each_set(recipe: dict, change: Callable[[dict, str], dict]) -> dict:
     changed = []
     for data_set in data_sets.sets_of(recipe):
         with data_sets.errors_of_set(data_set.name):
-            changed.append(change(data_sets.recipe_of(recipe, data_set), data_set.name))
-    return data_sets.put_teachers(recipe, changed)
+            changed.append(change(data_sets.single_set_recipe(recipe, data_set), data_set.name))
+    return data_sets.replace_teachers(recipe, changed)
 
 
 def teacher_checkpoint(teacher: TeacherNode) -> Path:

@@ -6,9 +6,9 @@
 
 An entry has the keys of `data`, and those of KEYS. The name of a data set is its `set`, by default
 its `name`. Keys that apply to whole batches (SHARED) have the same value for all data sets: it is
-enough if one entry gives it, and an error if two entries give different values. `recipe_of` returns
-a recipe with one of the data sets alone, from which everything that concerns this set is built.
-Left out: building data sets, which tiekd/data/build.py does.
+enough if one entry gives it, and an error if two entries give different values. `single_set_recipe`
+returns a recipe with one of the data sets alone, from which everything that concerns this set is
+built. Left out: building data sets, which tiekd/data/build.py does.
 """
 
 import math
@@ -141,7 +141,7 @@ def shared_of(entries: list[dict]) -> dict:
     return found
 
 
-def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
+def single_set_recipe(recipe: Mapping, data_set: DataSet) -> dict:
     """Returns a recipe with one of a recipe's data sets alone, so that `data` is a mapping.
 
     If the data set's entry has a teacher or evaluation settings of its own, they replace those of
@@ -169,16 +169,16 @@ def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
     return found
 
 
-def put_teachers(recipe: dict, of_sets: list[dict]) -> dict:
+def replace_teachers(recipe: dict, of_sets: list[dict]) -> dict:
     """Returns a copy of a recipe with other sections `teacher` and `teachers`.
 
     Both the sections of the recipe and those in its data sets are replaced.
 
     Args:
         recipe: The recipe whose `data` is a list.
-        of_sets: For each data set, a recipe that `recipe_of` returned, with the new sections. The
-            sections of a set without its own teacher are put at the top of the result (those of the
-            first such set).
+        of_sets: For each data set, a recipe that `single_set_recipe` returned, with the new
+            sections. The sections of a set without its own teacher are put at the top of the result
+            (those of the first such set).
     """
     entries, top = [], None
     for node, of_set in zip(recipe["data"], of_sets, strict=True):
@@ -211,7 +211,7 @@ def errors_of_set(name: str) -> Iterator[None]:
         raise
 
 
-def place_of(key: str | int, recipe: Mapping) -> int | None:
+def index_of(key: str | int, recipe: Mapping) -> int | None:
     """Returns the index of a data set in a recipe's list `data`; None if there is no such set.
 
     Args:

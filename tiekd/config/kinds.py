@@ -106,7 +106,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     Returns:
         The annotation, such as `int | None`; Any if it isn't known.
     """
-    key, recipe = _of_its_set(key, recipe)
+    key, recipe = _translate_set_key(key, recipe)
     *path, last = key
     # For an item of a list, take the item type from the list's annotation.
     if isinstance(last, int):
@@ -128,7 +128,7 @@ def kind_of(key: Sequence[str | int], recipe: dict) -> Any:
     return Path if last in _PATHS.get(ours, ()) and (kind is Any or is_text(kind)) else kind
 
 
-def _of_its_set(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | int], dict]:
+def _translate_set_key(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | int], dict]:
     """Translates a key inside a list `data` to a recipe in which `data` is a mapping.
 
     For example `("data", "street", "root")` becomes `("data", "root")` in a recipe with the data
@@ -147,10 +147,10 @@ def _of_its_set(key: Sequence[str | int], recipe: dict) -> tuple[Sequence[str | 
         return key, recipe
     if key[1] in data_sets.SHARED:
         return key, recipe | {"data": {}}
-    place = data_sets.place_of(key[1], recipe)
-    if place is None or len(key) == 2 or not isinstance(recipe["data"][place], dict):
+    index = data_sets.index_of(key[1], recipe)
+    if index is None or len(key) == 2 or not isinstance(recipe["data"][index], dict):
         return key, recipe
-    node = recipe["data"][place]
+    node = recipe["data"][index]
     inner = tuple(key[2:])
     # A data set's entry may contain the sections `teacher`, `teachers` and `evaluation`. They have
     # the same keys as at the top of a recipe.
@@ -221,13 +221,17 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
     teacher = _teacher_in(path)
     if teacher:
         more = {} if teacher == ("teacher",) else OF_SEVERAL
-        named = _node_at(teacher, recipe).get("name")
-        if named == "average" and path == ("teacher",):
+        name = _node_at(teacher, recipe).get("name")
+        if name == "average" and path == ("teacher",):
             return AVERAGE
-        if named is not None:
+        if name is not None:
             if path not in (teacher, (*teacher, "anchor")):
                 return {}
-            return more | _of_part("teachers", node.get("name")) | {"audit": TEACHER["audit"]}
+            return (
+                more
+                | _parameters_of_build("teachers", node.get("name"))
+                | {"audit": TEACHER["audit"]}
+            )
         if path == teacher:
             return TEACHER | more
         path = path[len(teacher) :]
@@ -237,17 +241,19 @@ def _kinds_in(path: tuple, recipe: dict) -> dict[str, Any]:
         case ("network",):
             return _NETWORK
         case ("network", part):
-            return _of_part(f"models/{part}s", node.get("name"))
+            return _parameters_of_build(f"models/{part}s", node.get("name"))
         case ("losses", key):
-            return _of_part("losses", node.get("name", key)) | _TERM
+            return _parameters_of_build("losses", node.get("name", key)) | _TERM
         case ("data",):
-            own = _of_part("data/datasets", node.get("name")) if node else data_sets.KEYS
-            return own | _of(*_FIELDS[path]) | {"augment": dict, "resize": dict}
+            own = (
+                _parameters_of_build("data/datasets", node.get("name")) if node else data_sets.KEYS
+            )
+            return own | _parameters_in(*_FIELDS[path]) | {"augment": dict, "resize": dict}
         case ("hooks", _):
-            return _of_part("training/hooks", node.get("name"))
+            return _parameters_of_build("training/hooks", node.get("name"))
         case (section,) if section in _HOOKS:
-            return _of_part("training/hooks", _HOOKS[section])
-    return _of(*_FIELDS[path]) if path in _FIELDS else {}
+            return _parameters_of_build("training/hooks", _HOOKS[section])
+    return _parameters_in(*_FIELDS[path]) if path in _FIELDS else {}
 
 
 def _teacher_in(path: tuple) -> tuple:
@@ -272,7 +278,7 @@ def _node_at(path: tuple, recipe: dict) -> dict:
     return node if isinstance(node, dict) else {}
 
 
-def _of_part(folder: str, name: Any) -> dict[str, Any]:
+def _parameters_of_build(folder: str, name: Any) -> dict[str, Any]:
     """Returns the type annotations of the parameters of a component's `build`.
 
     Args:
@@ -289,7 +295,7 @@ def _of_part(folder: str, name: Any) -> dict[str, Any]:
     return {} if file is None else _read(file, "build")
 
 
-def _of(file: str, name: str) -> dict[str, Any]:
+def _parameters_in(file: str, name: str) -> dict[str, Any]:
     return _read(_TIEKD / file, name)
 
 
@@ -311,27 +317,27 @@ def _read(file: Path, name: str) -> dict[str, Any]:
         return {}  # reported later, when the file is imported
     # Collect functions and classes by their names, and by the names to which they are assigned, as
     # in `build = Dpm`.
-    named = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
+    definitions = {s.name: s for s in statements if isinstance(s, ast.FunctionDef | ast.ClassDef)}
     for s in statements:
         if isinstance(s, ast.Assign) and isinstance(s.value, ast.Name):
-            named |= {
-                target.id: named.get(s.value.id)
+            definitions |= {
+                target.id: definitions.get(s.value.id)
                 for target in s.targets
                 if isinstance(target, ast.Name)
             }
-    return _taken_by(named.get(name), named)
+    return _parameters_of(definitions.get(name), definitions)
 
 
-def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
+def _parameters_of(found: ast.stmt | None, definitions: dict) -> dict[str, Any]:
     if isinstance(found, ast.FunctionDef):
         kinds = {}
         for a in [*found.args.posonlyargs, *found.args.args, *found.args.kwonlyargs]:
-            options = _options_class(a, named)
+            options = _options_class(a, definitions)
             if options is not None:
                 # The fields of an `options` dataclass are arguments, too (tiekd/config/build.py).
-                kinds |= _taken_by(options, named)
+                kinds |= _parameters_of(options, definitions)
             elif a.annotation is not None:
-                kinds[a.arg] = _kind(a.annotation)
+                kinds[a.arg] = _parse_annotation(a.annotation)
         return kinds
     if not isinstance(found, ast.ClassDef):
         return {}
@@ -339,32 +345,36 @@ def _taken_by(found: ast.stmt | None, named: dict) -> dict[str, Any]:
     # inherits its `__init__`: it has the arguments of its bases, and its annotated fields.
     for s in found.body:
         if isinstance(s, ast.FunctionDef) and s.name == "__init__":
-            return _taken_by(s, named)
+            return _parameters_of(s, definitions)
     kinds = {}
     for base in found.bases:
         if isinstance(base, ast.Name) and base.id != found.name:
-            kinds |= _taken_by(
-                named.get(base.id),
-                {name: each for name, each in named.items() if name != found.name},
+            kinds |= _parameters_of(
+                definitions.get(base.id),
+                {name: each for name, each in definitions.items() if name != found.name},
             )
     fields = [
         s for s in found.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
     ]
-    return kinds | {s.target.id: _kind(s.annotation) for s in fields}
+    return kinds | {s.target.id: _parse_annotation(s.annotation) for s in fields}
 
 
-def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
+def _options_class(argument: ast.arg, definitions: dict) -> ast.ClassDef | None:
     """Returns the dataclass with which an argument named `options` is annotated.
 
     Args:
         argument: The argument in the syntax tree of a function.
-        named: The functions and classes of the same file by name.
+        definitions: The functions and classes of the same file by name.
 
     Returns:
         The syntax tree of the dataclass; None for an argument of another name, or if the file
         doesn't define the dataclass.
     """
-    found = named.get(argument.annotation.id) if isinstance(argument.annotation, ast.Name) else None
+    found = (
+        definitions.get(argument.annotation.id)
+        if isinstance(argument.annotation, ast.Name)
+        else None
+    )
     if argument.arg != "options" or not isinstance(found, ast.ClassDef):
         return None
     # The decorator may be @dataclass, @dataclass(frozen=True) or @dataclasses.dataclass.
@@ -373,7 +383,7 @@ def _options_class(argument: ast.arg, named: dict) -> ast.ClassDef | None:
     return found if "dataclass" in names else None
 
 
-def _kind(node: ast.expr | None) -> Any:
+def _parse_annotation(node: ast.expr | None) -> Any:
     """Converts the syntax tree of a type annotation to a type.
 
     Args:
@@ -389,14 +399,14 @@ def _kind(node: ast.expr | None) -> Any:
         # An annotation in quotes is parsed like one without.
         case ast.Constant(value=str(text)):
             try:
-                return _kind(ast.parse(text, mode="eval").body)
+                return _parse_annotation(ast.parse(text, mode="eval").body)
             except SyntaxError:
                 return Any
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _WORDS.get(name, Any)
         # `int | None`: use Union, since `|` doesn't accept every operand, such as Any.
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_kind(left), _kind(right)]  # noqa: UP007 - of values
+            return Union[_parse_annotation(left), _parse_annotation(right)]  # noqa: UP007 - of values
         case ast.Subscript(
             value=ast.Name(id="Literal") | ast.Attribute(attr="Literal"), slice=inner
         ):
@@ -409,8 +419,8 @@ def _kind(node: ast.expr | None) -> Any:
         case ast.Subscript(value=value, slice=inner):
             # `list[int]`, `Optional[int]` and the like. An invalid annotation, such as `int[str]`,
             # is read as Any.
-            base = _kind(value)
-            items = tuple(map(_item, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
+            base = _parse_annotation(value)
+            items = tuple(map(_item_type, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
             try:
                 return Any if base is Any else base[items[0] if base is Optional else items]
             except TypeError:
@@ -418,6 +428,6 @@ def _kind(node: ast.expr | None) -> Any:
     return Any
 
 
-def _item(node: ast.expr) -> Any:
+def _item_type(node: ast.expr) -> Any:
     is_dots = isinstance(node, ast.Constant) and node.value is Ellipsis
-    return Ellipsis if is_dots else _kind(node)
+    return Ellipsis if is_dots else _parse_annotation(node)

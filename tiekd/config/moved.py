@@ -64,7 +64,7 @@ def advice(error: ImportError) -> str | None:
             isinstance(node, ast.Import | ast.ImportFrom)
             and node.lineno <= place.lineno <= node.end_lineno
         ):
-            new = _as_it_is_now(node)
+            new = _present_import(node)
             if new is not None:
                 old = " ".join(ast.unparse(node).split())
                 return (
@@ -96,7 +96,7 @@ def home_of(module: str, name: str) -> str | None:
     )
 
 
-def _as_it_is_now(node: ast.Import | ast.ImportFrom) -> str | None:
+def _present_import(node: ast.Import | ast.ImportFrom) -> str | None:
     """Returns the text of an import statement with the same names, from their present modules.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tiekd import paths
 from tiekd.config import recipe_yaml, shipped
-from tiekd.config.recipe import load_recipe, merge, merged
+from tiekd.config.recipe import load_recipe, merge, merge_files
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.errors import RecipeError
 
@@ -49,15 +49,17 @@ def annotated(path: str | Path, overrides: Sequence[str] = ()) -> str:
     """
     recipe = load_recipe(path, overrides)
     path = shipped.find(shipped.RECIPES, paths.expanded(str(path)))
-    marked = merged(path, overrides, _mark)
+    wrapped = merge_files(path, overrides, _wrap)
     # If the teacher is the network of another recipe (`teacher.recipe`), take its network from the
     # files of that recipe, as `load_recipe` does.
-    teacher = marked.get("teacher", {})
-    theirs = TeacherNode(_plain(teacher)).lending_recipe()
+    teacher = wrapped.get("teacher", {})
+    theirs = TeacherNode(_plain(teacher)).network_recipe()
     if theirs is not None:
-        teacher["network"] = merge(merged(theirs, (), _mark)["network"], teacher.get("network", {}))
+        teacher["network"] = merge(
+            merge_files(theirs, (), _wrap)["network"], teacher.get("network", {})
+        )
     return "".join(
-        f"{line}\n" for line in _lines(_with_values(marked, recipe), path.resolve().parent, "")
+        f"{line}\n" for line in _lines(_with_values(wrapped, recipe), path.resolve().parent, "")
     )
 
 
@@ -78,36 +80,36 @@ def with_origins(
     if not error.keys:
         return error
     path = shipped.find(shipped.RECIPES, paths.expanded(str(path)))
-    marked = merged(path, overrides, _mark)
+    wrapped = merge_files(path, overrides, _wrap)
     told = []
     for key in error.keys:
-        found = marked
+        found = wrapped
         for part in key.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         if isinstance(found, _Value):
-            told.append(f"{key} is from {_named(found.origin, path.resolve().parent)}")
+            told.append(f"{key} is from {_origin_name(found.origin, path.resolve().parent)}")
     return RecipeError("; ".join([str(error), *told]), error.keys)
 
 
-def _mark(node, origin: str):
+def _wrap(node, origin: str):
     if isinstance(node, dict):
-        return {_HERE: origin, **{key: _mark(value, origin) for key, value in node.items()}}
+        return {_HERE: origin, **{key: _wrap(value, origin) for key, value in node.items()}}
     return None if node is None else _Value(node, origin)
 
 
-def _with_values(marked: dict, recipe: dict) -> dict:
+def _with_values(wrapped: dict, recipe: dict) -> dict:
     """Returns a recipe of wrapped values, with origins from one recipe and values from another.
 
     Args:
-        marked: The merged recipe. Its values are `_Value` objects with their origins; `~` is not
+        wrapped: The merged recipe. Its values are `_Value` objects with their origins; `~` is not
             expanded in them.
         recipe: The same recipe as `load_recipe` returns it, with `~` expanded in paths.
     """
-    found = {_HERE: marked.get(_HERE)}
+    found = {_HERE: wrapped.get(_HERE)}
     for key, value in recipe.items():
-        mark = marked[key]
-        is_node = isinstance(mark, dict)
-        found[key] = _with_values(mark, value) if is_node else _Value(value, mark.origin)
+        own = wrapped[key]
+        is_node = isinstance(own, dict)
+        found[key] = _with_values(own, value) if is_node else _Value(value, own.origin)
     return found
 
 
@@ -131,7 +133,7 @@ def _lines(node: dict, folder: Path, indent: str) -> Iterator[str]:
         plain, origin = (
             ({}, value[_HERE]) if isinstance(value, dict) else (value.value, value.origin)
         )
-        yield f"{name} {_in_one_line(plain)}".ljust(_COLUMN) + f"  # {_named(origin, folder)}"
+        yield f"{name} {_in_one_line(plain)}".ljust(_COLUMN) + f"  # {_origin_name(origin, folder)}"
 
 
 def _in_one_line(value) -> str:
@@ -140,7 +142,7 @@ def _in_one_line(value) -> str:
     return json.dumps(value) if "\n" in text else text
 
 
-def _named(origin: str, folder: Path) -> str:
+def _origin_name(origin: str, folder: Path) -> str:
     if origin.startswith("--set "):
         return " ".join(map(str.strip, origin.splitlines()))
     file = Path(origin).resolve()

@@ -49,18 +49,20 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     """
     path = shipped.find(shipped.RECIPES, paths.expanded(str(path), error=RecipeError))
     external.look_beside(path)
-    recipe = merged(path, overrides)
+    recipe = merge_files(path, overrides)
     _check_sections(recipe, path)
     _resolve_teacher(recipe)
-    return _with_homes(recipe, (), recipe)
+    return _with_home_expanded(recipe, (), recipe)
 
 
-def _unmarked(node: dict, _origin: str) -> dict:
+def _untransformed(node: dict, _origin: str) -> dict:
     return node
 
 
-def merged(
-    path: Path, overrides: Sequence[str] = (), mark: Callable[[dict, str], dict] = _unmarked
+def merge_files(
+    path: Path,
+    overrides: Sequence[str] = (),
+    transform: Callable[[dict, str], dict] = _untransformed,
 ) -> dict:
     """Merges a recipe with the files of its `_base_` and with overrides, without checks.
 
@@ -69,28 +71,32 @@ def merged(
     Args:
         path: The recipe's YAML file.
         overrides: Texts `key.sub=value`, applied in this order.
-        mark: Function called with the content of each file or override, and with its name, i.e. the
-            path or `--set key.sub=value`. The dict that it returns is merged in place of the
-            content. `annotated` (tiekd/config/provenance.py) uses it to store where a value comes
-            from.
+        transform: Function called with the content of each file or override, and with its name,
+            i.e. the path or `--set key.sub=value`. The dict that it returns is merged in place of
+            the content. `annotated` (tiekd/config/provenance.py) uses it to store where a value
+            comes from.
 
     Returns:
         The merged recipe as one dict.
     """
-    # The type that an override's key expects depends on the plain values of the recipe. If `mark`
-    # has changed the values, read the files a second time without it.
-    recipe = _load_with_bases(path, (), mark)
-    plain = recipe if mark is _unmarked or not overrides else _load_with_bases(path, (), _unmarked)
+    # The type that an override's key expects depends on the plain values of the recipe. If
+    # `transform` has changed the values, read the files a second time without it.
+    recipe = _load_with_bases(path, (), transform)
+    plain = (
+        recipe
+        if transform is _untransformed or not overrides
+        else _load_with_bases(path, (), _untransformed)
+    )
     for override in overrides:
         where = f"--set {override}"
-        change = _in_list(_parse_override(override, plain), plain, where)
-        change = _anchored(change, Path(), where)
-        recipe = merge(recipe, mark(change, where))
-        plain = recipe if mark is _unmarked else merge(plain, change)
+        change = _as_override_of_list(_parse_override(override, plain), plain, where)
+        change = _with_absolute_paths(change, Path(), where)
+        recipe = merge(recipe, transform(change, where))
+        plain = recipe if transform is _untransformed else merge(plain, change)
     return recipe
 
 
-def overridden(recipe: dict, overrides: Sequence[str]) -> dict:
+def apply_overrides(recipe: dict, overrides: Sequence[str]) -> dict:
     """Returns a recipe, or a part of one, with overrides applied as `--set` applies them.
 
     Args:
@@ -101,7 +107,9 @@ def overridden(recipe: dict, overrides: Sequence[str]) -> dict:
         RecipeError: An override is malformed.
     """
     for override in overrides:
-        change = _anchored(_parse_override(override, recipe), Path(), f"--set {override}")
+        change = _with_absolute_paths(
+            _parse_override(override, recipe), Path(), f"--set {override}"
+        )
         recipe = merge(recipe, change)
     return recipe
 
@@ -125,7 +133,7 @@ def merge(base: dict, change: dict) -> dict:
         elif isinstance(value, dict):
             old = merged.get(key)
             if key == "resize" and isinstance(old, dict):
-                old = _of_the_same_form(old, value)
+                old = _without_other_forms(old, value)
             merged[key] = merge(old if isinstance(old, dict) else {}, value)
         else:
             merged[key] = deepcopy(value)
@@ -135,7 +143,7 @@ def merge(base: dict, change: dict) -> dict:
 _RESIZE_FORMS = ({"height", "width", "mode"}, {"short_side"}, {"scale"})  # the keys of each form
 
 
-def _of_the_same_form(old: dict, change: dict) -> dict:
+def _without_other_forms(old: dict, change: dict) -> dict:
     """Returns a node `resize` without the keys that can't be combined with the keys of an update.
 
     Args:
@@ -162,7 +170,9 @@ def _check_sections(recipe: dict, path: Path) -> None:
         check_value(value, SECTIONS[section], section)
 
 
-def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, str], dict]) -> dict:
+def _load_with_bases(
+    path: Path, seen: tuple[Path, ...], transform: Callable[[dict, str], dict]
+) -> dict:
     resolved = path.resolve()
     if resolved in seen:
         raise RecipeError(
@@ -177,11 +187,11 @@ def _load_with_bases(path: Path, seen: tuple[Path, ...], mark: Callable[[dict, s
     for base in [bases] if isinstance(bases, str) else bases:
         base = paths.expanded(base, f"{path}: _base_: ", RecipeError)
         base_path = shipped.find(shipped.RECIPES, base, path.parent)
-        recipe = merge(recipe, _load_with_bases(base_path, (*seen, resolved), mark))
-    return merge(recipe, mark(_anchored(node, path.parent, str(path)), str(path)))
+        recipe = merge(recipe, _load_with_bases(base_path, (*seen, resolved), transform))
+    return merge(recipe, transform(_with_absolute_paths(node, path.parent, str(path)), str(path)))
 
 
-def _anchored(change: dict, folder: Path, where: str) -> dict:
+def _with_absolute_paths(change: dict, folder: Path, where: str) -> dict:
     """Returns the content of a recipe's file or override with `teacher.recipe` made absolute.
 
     The `recipe` of each entry of several teachers is made absolute, too. A new `teacher.recipe`
@@ -195,23 +205,27 @@ def _anchored(change: dict, folder: Path, where: str) -> dict:
         where: The name of the file or override, for errors.
     """
     if data_sets.is_list(change):
-        change = change | {"data": _anchored_sets(change["data"], folder, f"{where}: data")}
+        change = change | {
+            "data": _sets_with_absolute_paths(change["data"], folder, f"{where}: data")
+        }
     teacher = change.get("teacher")
     # A list `teachers` replaces the list of a base as a whole in the merge, so no key has to be set
     # to None for it.
     if "teachers" in change:
-        several = _anchored_list(change["teachers"], folder, f"{where}: teachers")
+        several = _list_with_absolute_paths(change["teachers"], folder, f"{where}: teachers")
         change = change | {"teachers": several}
     if isinstance(teacher, dict) and "teachers" in teacher:
-        several = _anchored_list(teacher["teachers"], folder, f"{where}: teacher.teachers")
+        several = _list_with_absolute_paths(
+            teacher["teachers"], folder, f"{where}: teacher.teachers"
+        )
         return change | {"teacher": teacher | {"teachers": several}}
-    anchored = _anchored_teacher(teacher, folder, f"{where}: teacher")
-    if anchored is teacher:
+    absolute = _teacher_with_absolute_path(teacher, folder, f"{where}: teacher")
+    if absolute is teacher:
         return change
-    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | anchored}
+    return change | {"teacher": {"name": None, "network": None, "checkpoint": None} | absolute}
 
 
-def _in_list(change: dict, recipe: dict, where: str) -> dict:
+def _as_override_of_list(change: dict, recipe: dict, where: str) -> dict:
     """Converts an override of keys inside a list `data` to an override of the whole list.
 
     The keys `data.0.root` and `data.street.root` set a value of one data set, `data.workers` sets
@@ -234,27 +248,29 @@ def _in_list(change: dict, recipe: dict, where: str) -> dict:
     is_whole = where.startswith("--set data=")
     if is_whole or not data_sets.is_list(recipe) or not isinstance(keys, dict):
         return change
-    for place, node in enumerate(recipe["data"]):
-        data_sets.check_entry(node, f"data[{place}]")
+    for index, node in enumerate(recipe["data"]):
+        data_sets.check_entry(node, f"data[{index}]")
     entries = [dict(node) for node in recipe["data"]]
     for key, value in keys.items():
-        place = data_sets.place_of(key, recipe)
+        index = data_sets.index_of(key, recipe)
         if key in data_sets.SHARED:
             # Keep the value of a key that applies to all data sets only in the first entry, so that
             # no other entry contradicts it.
             old = [node.pop(key) for node in entries if key in node]
             entries[0] |= merge({key: old[0]} if old else {}, {key: value})
-        elif place is None:
+        elif index is None:
             names = ", ".join(map(data_sets.name_of, entries))
             raise RecipeError(
                 f"{where}: data is a list of sets: {names}; give data.SET.KEY=VALUE with the name "
                 f"or number of a set, or one of {', '.join(data_sets.SHARED)}, which are of all"
             )
         elif value is None:
-            entries[place] = None
+            entries[index] = None
         else:
             check_value(value, dict, where)
-            entries[place] = _changed_set(entries[place], _anchored(value, Path(), where))
+            entries[index] = _changed_set(
+                entries[index], _with_absolute_paths(value, Path(), where)
+            )
     return change | {"data": [node for node in entries if node is not None]}
 
 
@@ -277,7 +293,7 @@ def _changed_set(node: dict, change: dict) -> dict:
     return changed | {"teacher": None} if change.get("teacher", node) is None else changed
 
 
-def _anchored_sets(entries: list, folder: Path, where: str) -> list:
+def _sets_with_absolute_paths(entries: list, folder: Path, where: str) -> list:
     """Returns the entries of a list `data` with absolute paths in the `recipe` of their teachers.
 
     Args:
@@ -286,13 +302,13 @@ def _anchored_sets(entries: list, folder: Path, where: str) -> list:
         where: The list's place in the recipe, for errors.
     """
     found = []
-    for place, node in enumerate(entries):
+    for index, node in enumerate(entries):
         if isinstance(node, dict) and any(key in node for key in ("teacher", "teachers")):
             keys = {key: node[key] for key in ("teacher", "teachers") if key in node}
-            theirs = _anchored(keys, folder, f"{where}[{place}]")
+            theirs = _with_absolute_paths(keys, folder, f"{where}[{index}]")
             node = node | {key: theirs[key] for key in keys}
-            # Drop the None values that `_anchored` added to remove values of a base: a list `data`
-            # replaces that of a base as a whole, so there is nothing to remove.
+            # Drop the None values that `_with_absolute_paths` added to remove values of a base: a
+            # list `data` replaces that of a base as a whole, so there is nothing to remove.
             if isinstance(node.get("teacher"), dict):
                 given = keys["teacher"]
                 kept = {k: v for k, v in node["teacher"].items() if v is not None or k in given}
@@ -301,13 +317,15 @@ def _anchored_sets(entries: list, folder: Path, where: str) -> list:
     return found
 
 
-def _anchored_list(several: object, folder: Path, where: str) -> object:
+def _list_with_absolute_paths(several: object, folder: Path, where: str) -> object:
     if not isinstance(several, list):
         return several
-    return [_anchored_teacher(each, folder, f"{where}[{i}]") for i, each in enumerate(several)]
+    return [
+        _teacher_with_absolute_path(each, folder, f"{where}[{i}]") for i, each in enumerate(several)
+    ]
 
 
-def _anchored_teacher(teacher: object, folder: Path, where: str) -> object:
+def _teacher_with_absolute_path(teacher: object, folder: Path, where: str) -> object:
     """Returns a teacher's section with its `recipe` made absolute.
 
     Args:
@@ -419,7 +437,7 @@ def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) ->
     return False
 
 
-def _with_homes(node, key: tuple, recipe: dict):
+def _with_home_expanded(node, key: tuple, recipe: dict):
     """Returns a node of the recipe with a leading `~` expanded in all values that are paths.
 
     Args:
@@ -430,9 +448,13 @@ def _with_homes(node, key: tuple, recipe: dict):
             recipe names.
     """
     if isinstance(node, dict):
-        return {name: _with_homes(value, (*key, name), recipe) for name, value in node.items()}
+        return {
+            name: _with_home_expanded(value, (*key, name), recipe) for name, value in node.items()
+        }
     if isinstance(node, list):
-        return [_with_homes(value, (*key, place), recipe) for place, value in enumerate(node)]
+        return [
+            _with_home_expanded(value, (*key, index), recipe) for index, value in enumerate(node)
+        ]
     if isinstance(node, str) and node.startswith("~") and kinds.is_path(kinds.kind_of(key, recipe)):
         return paths.expanded(node, ".".join(map(str, key)) + ": ", RecipeError)
     return node
@@ -447,10 +469,10 @@ def _with_teachers_network(recipe: dict) -> dict:
     teacher, network = recipe.get("teacher"), None
     # Ignore errors here: another override may still correct the mistake. _resolve_teacher raises
     # them after all overrides are applied.
-    told_later = (RecipeError, LookupError, TypeError, AttributeError)
-    with contextlib.suppress(*told_later):
-        path = TeacherNode(teacher).lending_recipe()
-        network = path and merge(merged(path)["network"], teacher.get("network", {}))
+    reported_later = (RecipeError, LookupError, TypeError, AttributeError)
+    with contextlib.suppress(*reported_later):
+        path = TeacherNode(teacher).network_recipe()
+        network = path and merge(merge_files(path)["network"], teacher.get("network", {}))
     return recipe | {"teacher": teacher | {"network": network}} if network else recipe
 
 
@@ -475,11 +497,11 @@ def _resolve_teacher(recipe: dict) -> None:
     teachers = TeacherList.of(recipe)
     teachers.check()
     for teacher in teachers.nodes:
-        path = teacher.lending_recipe()
+        path = teacher.network_recipe()
         if path is None:
             continue
         external.look_beside(path)
-        theirs = merged(path)
+        theirs = merge_files(path)
         _check_sections(theirs, path)
         if "network" not in theirs:
             raise RecipeError(

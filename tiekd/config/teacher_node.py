@@ -114,8 +114,8 @@ class TeacherNode:
         named = [self.node[key] for key in ("model", "file") if key in self.node]
         if not named:
             return []
-        place = Path(named[0]).expanduser()
-        found = sorted(place.iterdir()) if place.is_dir() else [place]
+        path = Path(named[0]).expanduser()
+        found = sorted(path.iterdir()) if path.is_dir() else [path]
         return [path for path in found if path.is_file()]
 
     @property
@@ -132,17 +132,17 @@ class TeacherNode:
     @property
     def maps(self) -> str | None:
         """The folder of cached depth maps, from `teacher.maps`; None if that key isn't given."""
-        return self._of_ours("maps")
+        return self._project_value("maps")
 
     @property
     def network(self) -> dict | None:
         """The section `teacher.network`; None if the teacher isn't a network."""
-        return None if self.maps is not None else self._of_ours("network")
+        return None if self.maps is not None else self._project_value("network")
 
     @property
     def recipe(self) -> Path | None:
         """The path of the recipe with which the teacher's network was trained, or None."""
-        path = self._of_ours("recipe")
+        path = self._project_value("recipe")
         return None if path is None else Path(path)
 
     @property
@@ -151,7 +151,7 @@ class TeacherNode:
 
         It is the path of a file, of a checkpoint's folder or of a work dir.
         """
-        path = self._of_ours("checkpoint")
+        path = self._project_value("checkpoint")
         return None if path is None else Path(path)
 
     @property
@@ -170,7 +170,7 @@ class TeacherNode:
         return self.is_given and self.node.get("audit", _AUDIT[0]) == _AUDIT[0]
 
     @property
-    def part(self) -> dict | None:
+    def own_section(self) -> dict | None:
         """The section as a dict without the keys that the teacher itself doesn't take.
 
         The removed keys are `audit` and, for one of several teachers, `weight` and a constant
@@ -191,7 +191,7 @@ class TeacherNode:
         """
         return not self.is_given or self.node.keys() <= {"flip", "sigma", "audit"}
 
-    def lending_recipe(self) -> Path | None:
+    def network_recipe(self) -> Path | None:
         """Returns the path of the recipe that contains the network of the teacher.
 
         None if the teacher isn't a network, or `teacher.network` already describes it completely.
@@ -256,7 +256,7 @@ class TeacherNode:
         if _is_number(sigma) and not 0 < sigma < math.inf:
             raise RecipeError(f"{self.where}.sigma: got {sigma}; it must be metres above 0")
 
-    def _of_ours(self, key: str):
+    def _project_value(self, key: str):
         """Returns the value of a key that only a network of the project or cached maps can have.
 
         Args:
@@ -370,7 +370,7 @@ class TeacherList:
         for node in self.nodes:
             node.check()
 
-    def put(self, recipe: dict, change: Callable[[TeacherNode], dict]) -> dict:
+    def replace_in(self, recipe: dict, change: Callable[[TeacherNode], dict]) -> dict:
         """Returns a copy of a recipe in which each teacher's section is replaced.
 
         Args:
@@ -394,7 +394,7 @@ def has_teacher(recipe: dict) -> bool:
         recipe: The recipe.
     """
     sets = data_sets.sets_of(recipe)
-    recipes = [data_sets.recipe_of(recipe, each) for each in sets] or [recipe]
+    recipes = [data_sets.single_set_recipe(recipe, each) for each in sets] or [recipe]
     return any(TeacherList.of(each).is_given for each in recipes)
 
 

@@ -79,7 +79,7 @@ def observer_of(
         frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
         map_index, questions = teachers.map_index_of(index), Questions()
         with errors_of(node.where):
-            teacher = build_teacher(node.part, device, map_index=map_index)
+            teacher = build_teacher(node.own_section, device, map_index=map_index)
     else:
         sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
         source = next(each for each in sources if each.teacher.where == node.where)

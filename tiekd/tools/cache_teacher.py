@@ -97,8 +97,8 @@ class Source(NamedTuple):
     def node(self) -> dict:
         """The teacher's recipe section with `flip` filled in, as `build_teacher` accepts it."""
         if self.teacher.name is not None:
-            return self.teacher.part
-        return self.teacher.part | {"flip": self.flip}
+            return self.teacher.own_section
+        return self.teacher.own_section | {"flip": self.flip}
 
     def __str__(self) -> str:
         if self.teacher.name is not None:

@@ -34,7 +34,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from tiekd.config import external
-from tiekd.config.recipe import merged
+from tiekd.config.recipe import merge_files
 from tiekd.data import teacher_maps
 from tiekd.data.file_fingerprints import crc, of_each, size_and_time
 from tiekd.data.frame_table import MANY, FrameTable, spaced
@@ -562,7 +562,7 @@ def _recipe_files(recipe: Recipe, recipe_path: Path, started: dict | None) -> Se
         teachers = [node for own in recipe.data_sets for node in own.recipe.teachers.nodes]
         for path in (recipe_path, *(teacher.recipe for teacher in teachers)):
             if path is not None and path.is_file():
-                merged(path, mark=record_path)
+                merge_files(path, transform=record_path)
     except UserError:
         # Use the file names recorded at the start instead of raising an error: the run may resume
         # with the recipe that is saved in its work dir.

@@ -207,7 +207,7 @@ class Recipe:
         if not self.is_mixed:
             return (SetRecipe("", None, self),)
         return tuple(
-            SetRecipe(each.name, each.weight, Recipe(data_sets.recipe_of(self.node, each)))
+            SetRecipe(each.name, each.weight, Recipe(data_sets.single_set_recipe(self.node, each)))
             for each in data_sets.sets_of(self.node)
         )
 

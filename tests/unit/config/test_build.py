@@ -164,7 +164,7 @@ def test_parameters_of_a_plain_build_are_its_signature(parts):
 @pytest.mark.parametrize("part", list(PARTS))
 def test_kinds_of_options_are_read_from_the_source(parts, part):
     """`--set` sees the same names and annotations as the factory, before the part is imported."""
-    read = kinds._of_part("", f"{parts}.{part}")
+    read = kinds._parameters_of_build("", f"{parts}.{part}")
     found = parameters_of(importlib.import_module(f"{parts}.{part}").build)
     # A field that no caller sets is read, too, and an annotation that isn't known is Any.
     left_out = {"radius", "blur"}

@@ -30,7 +30,9 @@ def loaded(folder: Path, data: object, overrides=(), **sections) -> dict:
 def sets(folder: Path, data: object, overrides=(), **sections) -> dict[str, dict]:
     """Returns the recipe of each set by itself."""
     recipe = loaded(folder, data, overrides, **sections)
-    return {each.name: data_sets.recipe_of(recipe, each) for each in data_sets.sets_of(recipe)}
+    return {
+        each.name: data_sets.single_set_recipe(recipe, each) for each in data_sets.sets_of(recipe)
+    }
 
 
 @pytest.mark.parametrize(
@@ -200,12 +202,12 @@ def test_printed_config_reads_back(tmp_path):
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
-def test_put_teachers_changes_each_where_it_stands():
+def test_replace_teachers_changes_each_where_it_stands():
     """A teacher of all sets stays at the top, and that of a set in its entry."""
     recipe = {"teacher": {"maps": "all"}, "data": [KITTI, STREET | {"teacher": {"maps": "own"}}]}
-    of_sets = [data_sets.recipe_of(recipe, each) for each in data_sets.sets_of(recipe)]
+    of_sets = [data_sets.single_set_recipe(recipe, each) for each in data_sets.sets_of(recipe)]
     changed = [each | {"teacher": {"maps": each["teacher"]["maps"] + "!"}} for each in of_sets]
-    found = data_sets.put_teachers(recipe, changed)
+    found = data_sets.replace_teachers(recipe, changed)
     assert found["teacher"] == {"maps": "all!"}
     assert "teacher" not in found["data"][0]
     assert found["data"][1]["teacher"] == {"maps": "own!"}

@@ -41,7 +41,7 @@ NO_PATHS = {"split", "maps", "on_error", "unmatched", "shards", "val_shards"}
 def test_kinds_of_part_match_signature(package, name):
     """Kinds read from a part's source equal the annotations of its build function."""
     real = parameters_of(importlib.import_module(f"tiekd.{package}.{name}").build)
-    read = kinds._of_part(package.replace(".", "/"), name)
+    read = kinds._parameters_of_build(package.replace(".", "/"), name)
     assert list(read) == list(real)
     assert {key: read[key] for key in read.keys() - OF_THE_PROGRAM} == {
         key: real[key].annotation for key in real.keys() - OF_THE_PROGRAM
@@ -62,13 +62,13 @@ def test_kinds_of_part_match_signature(package, name):
 def test_kinds_of_section_match_dataclass(section, cls):
     """Kinds read for a section equal the field types of its dataclass."""
     real = {key: field.type for key, field in cls.__dataclass_fields__.items()}
-    assert kinds._of(*kinds._FIELDS[section]) == real
+    assert kinds._parameters_in(*kinds._FIELDS[section]) == real
 
 
 def test_kinds_dataset_texts_are_paths():
     """Each text parameter of a dataset is a path, unless listed as no path."""
     for name in _names("tiekd.data.datasets"):
-        for key, kind in kinds._of_part("data/datasets", name).items():
+        for key, kind in kinds._parameters_of_build("data/datasets", name).items():
             if kinds.is_text(kind) and key not in NO_PATHS:
                 assert kinds.is_path(kinds.kind_of(("data", key), {"data": {"name": name}})), (
                     name,

@@ -115,19 +115,19 @@ def test_teacher_node_without_a_teacher_stands_for_the_recipe_s_network(node, ow
     assert TeacherNode(node).is_the_recipes_network is own
 
 
-def test_lending_recipe_is_needed_until_the_network_is_whole(tmp_path):
+def test_network_recipe_is_needed_until_the_network_is_whole(tmp_path):
     """A saved recipe has the network whole, or the other recipe's file is gone."""
     path = tmp_path / "big.yaml"
     path.touch()
     part = {"recipe": str(path), "network": {"head": {}}}
-    assert TeacherNode({"recipe": str(path)}).lending_recipe() == path
-    assert TeacherNode(part).lending_recipe() == path
-    assert TeacherNode(part | {"network": NETWORK}).lending_recipe() is None
+    assert TeacherNode({"recipe": str(path)}).network_recipe() == path
+    assert TeacherNode(part).network_recipe() == path
+    assert TeacherNode(part | {"network": NETWORK}).network_recipe() is None
     path.unlink()
-    assert TeacherNode(part).lending_recipe() is None
-    assert TeacherNode({"recipe": str(path)}).lending_recipe() == path
-    assert TeacherNode({"name": "mine.teacher", "recipe": str(path)}).lending_recipe() is None
-    assert TeacherNode(None).lending_recipe() is None
+    assert TeacherNode(part).network_recipe() is None
+    assert TeacherNode({"recipe": str(path)}).network_recipe() == path
+    assert TeacherNode({"name": "mine.teacher", "recipe": str(path)}).network_recipe() is None
+    assert TeacherNode(None).network_recipe() is None
 
 
 def test_with_checkpoint_changes_a_copy():
@@ -184,14 +184,14 @@ def test_teachers_of_a_recipe_in_order():
 def test_part_of_several_leaves_out_weight_and_constant_sigma():
     """A teacher gets neither; a sigma that is no number is its own affair."""
     node = {"name": "mine.teacher", "weight": 2.0, "sigma": 0.5, "audit": "off"}
-    assert TeacherNode(node, "teachers[0]").part == {"name": "mine.teacher"}
+    assert TeacherNode(node, "teachers[0]").own_section == {"name": "mine.teacher"}
     own = node | {"sigma": {"from": "flip"}}
-    assert TeacherNode(own, "teachers[0]").part == {
+    assert TeacherNode(own, "teachers[0]").own_section == {
         "name": "mine.teacher",
         "sigma": {"from": "flip"},
     }
     # They are arguments of the only teacher's module.
-    assert TeacherNode(node).part == {"name": "mine.teacher", "weight": 2.0, "sigma": 0.5}
+    assert TeacherNode(node).own_section == {"name": "mine.teacher", "weight": 2.0, "sigma": 0.5}
     assert (TeacherNode(node).weight, TeacherNode(node).sigma) == (1.0, None)
 
 
@@ -203,11 +203,11 @@ def test_put_replaces_each_section():
         {"teacher": {"name": "average", "teachers": [{"maps": "a"}]}},
     ):
         teachers = TeacherList.of(recipe)
-        put = teachers.put(recipe, lambda node: node.node | {"audit": node.where})
-        found = TeacherList.of(put)
+        replaced = teachers.replace_in(recipe, lambda node: node.node | {"audit": node.where})
+        found = TeacherList.of(replaced)
         assert [n.node["audit"] for n in found.nodes] == [n.where for n in teachers.nodes]
         assert found.several == teachers.several
-    assert TeacherList.of({}).put({"data": {}}, None) == {"data": {}}
+    assert TeacherList.of({}).replace_in({"data": {}}, None) == {"data": {}}
 
 
 MEAN = {"name": "average", "teachers": [{"maps": "a"}]}

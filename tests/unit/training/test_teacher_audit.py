@@ -114,7 +114,7 @@ def test_teacher_audit_key():
     with pytest.raises(RecipeError, match="teacher.audit: got False; allowed: on, off"):
         TeacherNode({"name": "my.teacher", "audit": False}).check()
     node = TeacherNode({"name": "my.teacher", "audit": "off", "size": 3})
-    assert node.part == {"name": "my.teacher", "size": 3}
+    assert node.own_section == {"name": "my.teacher", "size": 3}
 
 
 def test_audit_of_several_names_each(frames):

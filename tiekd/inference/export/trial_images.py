@@ -38,7 +38,7 @@ def frames(recipe: dict, count: int = 2) -> tuple[list[Tensor], str]:
         # If the recipe has several data sets, take the first one that is validated.
         for data_set in data_sets.sets_of(recipe):
             if data_set.node.get("validate", True):
-                recipe = data_sets.recipe_of(recipe, data_set)
+                recipe = data_sets.single_set_recipe(recipe, data_set)
                 break
         data = recipe.get("data", {})
         found = []

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tiekd.config import build, shipped
-from tiekd.config.recipe import load_recipe, merged, overridden
+from tiekd.config.recipe import apply_overrides, load_recipe, merge_files
 from tiekd.config.teacher_node import TeacherList
 from tiekd.errors import TeacherError
 
@@ -81,7 +81,7 @@ def check(section: dict) -> None:
     teachers.check()
     for node in teachers.nodes:
         if node.kind is not None:
-            build.check(node.part, "tiekd.teachers", node.where, _GIVEN)
+            build.check(node.own_section, "tiekd.teachers", node.where, _GIVEN)
 
 
 def is_cached(section: dict) -> bool:
@@ -112,7 +112,7 @@ def _of_recipe(given: str) -> dict:
             "name), a folder of a transformers model, an .onnx or .pt2 file, stereo, or a YAML "
             "file with a node `teacher`"
         )
-    node = merged(path)
+    node = merge_files(path)
     section = {key: node[key] for key in _SECTIONS if node.get(key)}
     if section:
         return section
@@ -137,7 +137,7 @@ def _with_options(section: dict, options: Sequence[str]) -> dict:
         raise TeacherError(
             "--teacher-set: there are several teachers; write their options into the file"
         )
-    return overridden(section, [f"teacher.{option}" for option in options])
+    return apply_overrides(section, [f"teacher.{option}" for option in options])
 
 
 def _absolute(node: object) -> object:
