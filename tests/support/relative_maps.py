@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiekd.teachers.outputs.meaning import Meaning
+from tiekd.teachers.outputs.output_kind import OutputKind
 
 MAX_DEPTH_M = 80.0
 
@@ -80,7 +80,7 @@ def street(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def plant(
     seed: int,
-    meaning: Meaning,
+    output_kind: OutputKind,
     *,
     shape: tuple[int, int] = (94, 310),
     share: float = 0.04,
@@ -93,7 +93,7 @@ def plant(
 
     Args:
         seed: Of everything that is drawn.
-        meaning: A relative one.
+        output_kind: A relative one.
         shape: (H, W).
         share: Of pixels within MAX_DEPTH_M (and near) that are anchor points.
         noise: Standard deviation of the log of an anchor's depth, independent in each point.
@@ -105,11 +105,11 @@ def plant(
     """
     rng = np.random.default_rng(seed)
     depth = street(rng, shape)
-    linear = depth if meaning.space == "depth" else 1 / depth
+    linear = depth if output_kind.space == "depth" else 1 / depth
     within = depth <= MAX_DEPTH_M
     spread = linear[within].max() - linear[within].min()
     scale = float(np.exp(rng.uniform(-4, 4)))
-    shift = float(rng.uniform(-1, 1) * spread) if meaning.has_shift else 0.0
+    shift = float(rng.uniform(-1, 1) * spread) if output_kind.has_shift else 0.0
 
     nearest, farthest = depth.min(), depth[within].max()
     allowed = (
@@ -130,6 +130,6 @@ def plant(
         anchor = np.where(wrong, rng.uniform(1, MAX_DEPTH_M, shape), anchor)
     elif outliers == "structured":
         factor = np.exp(rng.choice([-1, 1]) * rng.uniform(np.log(1.25), np.log(2)))
-        other = linear * factor + (rng.uniform(0, 0.2) * spread if meaning.has_shift else 0)
-        anchor = np.where(wrong, other if meaning.space == "depth" else 1 / other, anchor)
+        other = linear * factor + (rng.uniform(0, 0.2) * spread if output_kind.has_shift else 0)
+        anchor = np.where(wrong, other if output_kind.space == "depth" else 1 / other, anchor)
     return Planted(depth, (linear - shift) / scale, np.where(points, anchor, 0), scale, shift)

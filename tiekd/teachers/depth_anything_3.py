@@ -18,13 +18,13 @@ from torch.nn.functional import interpolate
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
-from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.model_place import ModelPlace, import_package
+from tiekd.teachers.outputs.output_kind import OUTPUT_KINDS
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
 # For models with a known kind of output: the beginning of the model's name in its config, and the
-# kind of output, a key of OUTPUTS (teachers/outputs/meaning.py).
+# kind of output, a key of OUTPUT_KINDS (teachers/outputs/output_kind.py).
 _STATED = {"da3metric": "canonical", "da3nested": "metres"}
 
 
@@ -34,8 +34,8 @@ class Options:
 
     Attributes:
         model: The path of the model's folder, or the model's ID on the Hugging Face hub.
-        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed
-            for models other than DA3METRIC and DA3NESTED.
+        output: The kind of the output, a key of OUTPUT_KINDS (teachers/outputs/output_kind.py).
+            Needed for models other than DA3METRIC and DA3NESTED.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution: The length of the longer side, in pixels, to which the package resizes an image;
             rounded to a multiple of the network's patch size.
@@ -78,10 +78,11 @@ class DepthAnything3Predictor:
         model = place.loaded(package.DepthAnything3.from_pretrained, "the model can't be loaded")
         own_name = str(model.model_name)
         stated = next(
-            (meaning for name, meaning in _STATED.items() if own_name.startswith(name)), None
+            (output_kind for name, output_kind in _STATED.items() if own_name.startswith(name)),
+            None,
         )
-        self.meaning = stated_or_given(stated, options.output, f"{place} ({own_name})")
-        self.needs_focal = OUTPUTS[self.meaning].needs_focal
+        self.output_kind = stated_or_given(stated, options.output, f"{place} ({own_name})")
+        self.needs_focal = OUTPUT_KINDS[self.output_kind].needs_focal
         self.without_focal = FOCAL_NEEDED if self.needs_focal else None
         self.model = model.to(device).eval().requires_grad_(False)
         self.resolution, self.device = options.resolution, device

@@ -1,7 +1,7 @@
 """An exported network as the teacher: an ONNX file, run by ONNX Runtime, or a torch.export program.
 
 The file doesn't say which preprocessing the network needs. So the recipe states the mean, standard
-deviation, range and size of the input, and the meaning of the output. Images are resized to the
+deviation, range and size of the input, and the kind of the output. Images are resized to the
 network's input size by a bilinear filter with antialiasing, and the output is resized back
 bilinearly. So the lower the network's resolution is, the more blurred are edges in the output. ONNX
 files need `pip install 'tiekd[export]'`. Left out: networks with other inputs than one image, with
@@ -24,7 +24,7 @@ from tiekd.errors import TeacherError
 from tiekd.files import check_readable
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
-from tiekd.teachers.outputs.meaning import OUTPUTS
+from tiekd.teachers.outputs.output_kind import OUTPUT_KINDS
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 
@@ -40,7 +40,7 @@ class Options:
     Attributes:
         file: The path of a file X.onnx or X.pt2 with the network. The network takes one tensor of
             images, (B, 3, H, W), RGB, floating point.
-        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py).
+        output: The kind of the output, a key of OUTPUT_KINDS (teachers/outputs/output_kind.py).
         mean: Three numbers that are subtracted from the channels R, G and B, on the scale of
             `range`.
         std: Three numbers by which the channels are divided after that.
@@ -105,8 +105,8 @@ class ExportedPredictor:
     def __init__(self, options: Options, device: torch.device):
         _check_options(options)
         path = options.file.expanduser()
-        self.meaning = stated_or_given(None, options.output, str(path))
-        self.needs_focal = OUTPUTS[self.meaning].needs_focal
+        self.output_kind = stated_or_given(None, options.output, str(path))
+        self.needs_focal = OUTPUT_KINDS[self.output_kind].needs_focal
         self.without_focal = FOCAL_NEEDED if self.needs_focal else None
         load = _LOADERS.get(path.suffix.lower())
         if load is None:

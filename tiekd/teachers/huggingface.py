@@ -1,7 +1,7 @@
 """A depth model of the package transformers as the teacher, loaded from a folder or from the hub.
 
 The model is an `AutoModelForDepthEstimation`. Its own image processor preprocesses the images, and
-resizes the output to the size of the images. The meaning of the output is read from the model's
+resizes the output to the size of the images. The kind of the output is read from the model's
 config. A folder is read without a network connection; a model on the hub is read from the local
 cache if it is there. Weights must be safetensors files, and no code of a model's repository is run.
 Needs `pip install 'tiekd[hf]'`. Left out: models that need other inputs than an image.
@@ -22,16 +22,16 @@ from tiekd.errors import TeacherError
 from tiekd.teachers.network import PRECISIONS
 from tiekd.teachers.outputs import digest
 from tiekd.teachers.outputs.cameras import FOCAL_NEEDED, focal_of
-from tiekd.teachers.outputs.meaning import OUTPUTS
 from tiekd.teachers.outputs.model_card import licence_in
 from tiekd.teachers.outputs.model_place import ModelPlace
+from tiekd.teachers.outputs.output_kind import OUTPUT_KINDS
 from tiekd.teachers.outputs.sigma import reads_own
 from tiekd.teachers.outputs.stated import stated_or_given
 from tiekd.teachers.outputs.teacher import FoundationTeacher, Output, teacher_of
 from tiekd.teachers.outputs.tips_bins import TipsBins
 
 # For each supported `model_type`: a function that reads two values from the model's config, the
-# meaning of the output and the largest depth in metres. A value is None if the config doesn't state
+# kind of the output and the largest depth in metres. A value is None if the config doesn't state
 # it.
 _STATED: dict[str, Callable[[Any], tuple[str | None, float | None]]] = {
     "depth_anything": lambda config: (
@@ -67,8 +67,8 @@ class Options:
     Attributes:
         model: The path of a folder that `save_pretrained` wrote for the model and its image
             processor; or the model's ID on the Hugging Face hub.
-        output: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py). Needed if
-            the model's config doesn't state the meaning.
+        output: The kind of the output, a key of OUTPUT_KINDS (teachers/outputs/output_kind.py).
+            Needed if the model's config doesn't state it.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         precision: The precision of convolutions and matrix products: "fp32", "bf16" or "fp16".
         anchor: The source of metric depth to which a relative output is fitted: "ground_truth", or
@@ -109,10 +109,10 @@ class HuggingFacePredictor:
                 f"teacher.model: {place}: its config's largest depth is {self.max_depth_m:g} m; it "
                 "must be above 0, so restore the model's own config.json"
             )
-        self.meaning = stated_or_given(stated, options.output, f"{place} ({architecture})")
+        self.output_kind = stated_or_given(stated, options.output, f"{place} ({architecture})")
         self.is_depth_pro = architecture == "depth_pro"
         estimates = self.is_depth_pro and config.use_fov_model
-        self.needs_focal = OUTPUTS[self.meaning].needs_focal or (
+        self.needs_focal = OUTPUT_KINDS[self.output_kind].needs_focal or (
             self.is_depth_pro and not estimates
         )
         self.without_focal = FOCAL_NEEDED if self.needs_focal else None

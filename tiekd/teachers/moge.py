@@ -30,7 +30,7 @@ class Options:
         model: The path of a folder with the file model.pt, or the model's ID on the Hugging Face
             hub.
         version: The version of MoGe whose weights the model has, "v1" or "v2".
-        output: The meaning of the output. The model states it, so the key may be left out.
+        output: The kind of the output. The model states it, so the key may be left out.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
         precision: The precision of the network's forward pass, "fp32" or "fp16".
@@ -85,7 +85,7 @@ class MoGePredictor:
         # Without a head that predicts the scale, the model gives depth up to an unknown scale.
         is_metric = getattr(self.model, "scale_head", None) is not None
         stated = "metres" if is_metric else "depth_scale"
-        self.meaning = stated_or_given(stated, options.output, str(place))
+        self.output_kind = stated_or_given(stated, options.output, str(place))
         self.model = self.model.to(device).eval().requires_grad_(False)
         self.options = options
         self.description = {

@@ -24,7 +24,7 @@ class Options:
 
     Attributes:
         model: The path of the model's folder, or the model's ID on the Hugging Face hub.
-        output: The meaning of the output. It is always "metres", so the key may be left out.
+        output: The kind of the output. It is always "metres", so the key may be left out.
         revision: The branch, tag or commit of the model on the hub; None for a folder or `main`.
         resolution_level: The resolution at which the network works, from 0 (coarsest) to 9.
         anchor: Must be None, as the output is metric.
@@ -62,7 +62,7 @@ class UniDepthPredictor:
         if not place.has("config.json"):
             raise TeacherError(f"teacher.model: {place} has no config.json; give a model's folder")
         model = place.loaded(package.UniDepthV2.from_pretrained, "the model can't be loaded")
-        self.meaning = stated_or_given("metres", options.output, str(place))
+        self.output_kind = stated_or_given("metres", options.output, str(place))
         model.resolution_level = options.resolution_level
         self.model = model.to(device).eval().requires_grad_(False)
         self.description = {

@@ -149,7 +149,7 @@ def test_uses_focal_of_teachers():
 
     def teacher(without_focal, anchor=None):
         predictor = SimpleNamespace(
-            meaning="metres" if anchor is None else "inverse",
+            output_kind="metres" if anchor is None else "inverse",
             max_depth_m=None,
             without_focal=without_focal,
             description={"model": "m"},

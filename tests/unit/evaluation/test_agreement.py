@@ -291,7 +291,7 @@ def test_reference_with_sigma_is_its_depth():
 
 def test_reference_names_a_foundation_teacher():
     """A network from outside the project sees images at their own size, and is named in reports."""
-    predictor = SimpleNamespace(meaning="metres", max_depth_m=None, needs_focal=False)
+    predictor = SimpleNamespace(output_kind="metres", max_depth_m=None, needs_focal=False)
     predictor.description = {"name": "moge", "model": "m", "licence": "mit", "digest": "0" * 64}
     teacher = FoundationTeacher(predictor, RunOptions(CPU, 80.0))
     nodes = TeacherList.of({"teacher": {"name": "moge", "model": "m"}})

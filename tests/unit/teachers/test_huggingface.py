@@ -1,4 +1,4 @@
-"""Models of transformers as teachers: their maps, their meanings, and what is refused."""
+"""Models of transformers as teachers: their maps, their kinds of output, and what is refused."""
 
 import io
 import json
@@ -466,7 +466,7 @@ def test_processor_of_another_model_is_refused(models, tmp_path):
 
 
 def test_wrong_values_are_refused(models):
-    """Meanings, precisions, devices and sizes that there aren't are named with what there is."""
+    """Unknown kinds, precisions, devices and sizes are named with what there is."""
     glpn, dpt = models / "glpn", models / "dpt"
     assert refusal(node_of(dpt, output="disparity")) == (
         "teacher.output: got 'disparity'; allowed: metres, canonical, depth_scale, depth_affine, "

@@ -195,12 +195,12 @@ def test_calibration_of_other_weights_is_refused(network, tmp_path):
 
 
 class Predictor:
-    """Gives the red grey levels, with an asymmetric error if asked, in the unit of its meaning."""
+    """Gives the red grey levels, with an asymmetric error if asked, in its kind's unit."""
 
     max_depth_m, needs_focal, without_focal = None, False, None
 
-    def __init__(self, meaning: str = "metres", slope: float = 0.0):
-        self.meaning, self.slope = meaning, slope
+    def __init__(self, output_kind: str = "metres", slope: float = 0.0):
+        self.output_kind, self.slope = output_kind, slope
         self.description = {"name": "moge", "model": "m", "licence": None, "digest": "f" * 64}
 
     def __call__(self, images, intrinsics):
@@ -211,9 +211,9 @@ class Predictor:
         return Output(50 + images[:, :1].float() + ramp, beyond=sky, focal=focal)
 
 
-def foundation(sigma, meaning="metres", slope=0.0, **keys) -> FoundationTeacher:
+def foundation(sigma, output_kind="metres", slope=0.0, **keys) -> FoundationTeacher:
     how = RunOptions(CPU, 80.0, sigma=options_of(sigma), **keys)
-    return FoundationTeacher(Predictor(meaning, slope), how)
+    return FoundationTeacher(Predictor(output_kind, slope), how)
 
 
 def test_foundation_flip_sigma():

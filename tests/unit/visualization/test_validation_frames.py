@@ -77,7 +77,7 @@ def test_shown_frames_of_a_foundation_teacher():
     """The teacher's focal length is that of the resized image; a frame without one has no map."""
 
     class Predictor:
-        meaning, max_depth_m, needs_focal = "canonical", None, True
+        output_kind, max_depth_m, needs_focal = "canonical", None, True
         without_focal, description = "it needs one", {"model": "m"}
 
         def __call__(self, images, intrinsics):

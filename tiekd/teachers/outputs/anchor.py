@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from tiekd.errors import TeacherError
-from tiekd.teachers.outputs.meaning import Meaning
+from tiekd.teachers.outputs.output_kind import OutputKind
 
 NUM_DRAWS = 400
 # NUM_COMPARED: the number of anchor points (pixels with a depth from the anchor) on which candidate
@@ -69,7 +69,7 @@ MAX_EXTRAPOLATION = 0.05
 ERROR_OF_NOISE = 0.0155
 EXTRAPOLATION_BY_UNCERTAINTY = 4
 # INVERTED: if the rank correlation between the output and the anchor's depth (or inverse depth, by
-# the output's meaning) is below this value, the output falls where it should rise. Then no fit is
+# the output's kind) is below this value, the output falls where it should rise. Then no fit is
 # tried. With 30 % outliers the correlation is -0.35 or less for such an output, and 0.35 or more
 # for one that rises.
 INVERTED = -0.25
@@ -82,7 +82,7 @@ class Fit:
     Attributes:
         scale: The scale s > 0 of y = s x + t, where x is the output and y depth in metres or
             inverse depth in 1 / metres; None if no fit was possible.
-        shift: The shift t; 0 if the output's meaning has no shift, None if no fit was possible.
+        shift: The shift t; 0 if the output's kind has no shift, None if no fit was possible.
         num_points: The number of anchor points, i.e. pixels with both an output and a metric depth.
         inlier_share: The fraction of the anchor points whose residual is below CUT sigma (the
             inliers).
@@ -113,7 +113,7 @@ class Fit:
 def fit(
     output: Tensor | np.ndarray,
     depth: Tensor | np.ndarray,
-    meaning: Meaning,
+    output_kind: OutputKind,
     *,
     max_depth_m: float,
     min_points: int = MIN_POINTS,
@@ -128,14 +128,14 @@ def fit(
             without an output.
         depth: (H, W), metres: the anchor; 0 or NaN in pixels without one. Depths of max_depth_m or
             more aren't used, since a metric teacher's depth may be clipped there.
-        meaning: The meaning of `output`, a relative one.
+        output_kind: The kind of `output`, a relative one.
         max_depth_m: The largest depth in metres; anchor depths from this value on aren't used.
         min_points: The smallest number of anchor points for a good fit.
 
     Returns:
         The fit. If none is possible or it is not good enough, its `reason` says why.
     """
-    assert not meaning.is_metric, f"{meaning.name} is metric: meaning.to_metres"
+    assert not output_kind.is_metric, f"{output_kind.name} is metric: output_kind.to_metres"
     output, depth = _to_numpy(output), _to_numpy(depth)
     if output.shape != depth.shape or output.ndim != 2:
         raise ValueError(
@@ -144,7 +144,7 @@ def fit(
 
     # Find the anchor points: pixels with an output and a metric depth. An output that has only an
     # unknown scale, and no unknown shift, must be positive as well.
-    usable = np.isfinite(output) if meaning.has_shift else np.isfinite(output) & (output > 0)
+    usable = np.isfinite(output) if output_kind.has_shift else np.isfinite(output) & (output > 0)
     points = np.flatnonzero(usable & (depth > 0) & (depth < max_depth_m))
     num_points = len(points)
     if min_points < MIN_TILES:
@@ -158,7 +158,7 @@ def fit(
     generator = np.random.default_rng(0)
     points = generator.permutation(points)[:MAX_POINTS]
     x, y = output.ravel()[points], depth.ravel()[points]
-    if meaning.space == "inverse":
+    if output_kind.space == "inverse":
         y = 1 / y
 
     # Shift and scale the output, so that the values in an image range over about 1 and sums of
@@ -169,20 +169,20 @@ def fit(
     low, middle, high = outputs[[0, NUM_PREDICTED // 2, -1]]
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         return Fit(None, None, num_points, reason=f"the output is constant ({middle:g})")
-    origin, unit = (middle, high - low) if meaning.has_shift else (0.0, middle)
+    origin, unit = (middle, high - low) if output_kind.has_shift else (0.0, middle)
     x, outputs = (x - origin) / unit, (outputs - origin) / unit
 
-    line, reason = _find_line(x, y, meaning, generator)
+    line, reason = _find_line(x, y, output_kind, generator)
     if line is None:
         return Fit(None, None, num_points, reason=reason)
     scale, shift, weights, inlier = line
 
     # Measure the quality of the fit, and compare it with the limits.
     predicted = scale * x[inlier] + shift
-    ratio = predicted / y[inlier] if meaning.space == "depth" else y[inlier] / predicted
+    ratio = predicted / y[inlier] if output_kind.space == "depth" else y[inlier] / predicted
     tiles = _tiles(points, output.shape)
-    lines = _without_each_tile(_terms(x, y, weights), tiles, meaning.has_shift)
-    errors = _predict_errors(outputs, (scale, shift), lines, meaning, max_depth_m)
+    lines = _without_each_tile(_terms(x, y, weights), tiles, output_kind.has_shift)
+    errors = _predict_errors(outputs, (scale, shift), lines, output_kind, max_depth_m)
     quality = {
         "inlier_share": float(inlier.mean()),
         "error": float(np.median(np.abs(ratio - 1))),
@@ -199,14 +199,14 @@ def fit(
 
 
 def apply(
-    output: Tensor | np.ndarray, fit: Fit, meaning: Meaning, max_depth_m: float
+    output: Tensor | np.ndarray, fit: Fit, output_kind: OutputKind, max_depth_m: float
 ) -> tuple[Tensor, Tensor]:
     """Converts a relative map to metric depth by its fit.
 
     Args:
         output: (..., H, W), any real type: the relative map x from which `fit` was computed.
         fit: The scale s and shift t of this map.
-        meaning: The meaning of the map: s x + t is depth or inverse depth.
+        output_kind: The kind of the map: s x + t is depth or inverse depth.
         max_depth_m: The largest depth, in metres.
 
     Returns:
@@ -221,7 +221,7 @@ def apply(
     if not fit.is_good:
         return torch.zeros_like(output), torch.zeros_like(output, dtype=torch.bool)
     linear, finite = fit.scale * output + fit.shift, torch.isfinite(output)
-    if meaning.space == "inverse":
+    if output_kind.space == "inverse":
         beyond = finite & (linear <= 1 / max_depth_m)
         depth = 1 / linear
     else:
@@ -249,14 +249,14 @@ def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _find_line(
-    x: np.ndarray, y: np.ndarray, meaning: Meaning, generator: np.random.Generator
+    x: np.ndarray, y: np.ndarray, output_kind: OutputKind, generator: np.random.Generator
 ) -> tuple[tuple[float, float, np.ndarray, np.ndarray] | None, str]:
     """Finds scale and shift by sample consensus, and refines them by least squares.
 
     Args:
         x: (N,) outputs at the anchor points, in random order.
         y: (N,) depth or inverse depth at these points.
-        meaning: The meaning of the output.
+        output_kind: The kind of the output.
         generator: The generator of the random candidates.
 
     Returns:
@@ -267,12 +267,12 @@ def _find_line(
     correlation = _rank_correlation(x[:NUM_COMPARED], y[:NUM_COMPARED])
     if correlation < INVERTED:
         return None, (
-            f"the output falls where {meaning.formula} rises (rank correlation "
-            f"{correlation:.2f}); its meaning may be {meaning.opposite}, not {meaning.name}"
+            f"the output falls where {output_kind.formula} rises (rank correlation "
+            f"{correlation:.2f}); its kind may be {output_kind.opposite}, not {output_kind.name}"
         )
-    line = _sample_consensus(x, y, meaning.has_shift, generator)
+    line = _sample_consensus(x, y, output_kind.has_shift, generator)
     if line is not None:
-        line = _least_squares(x, y, line, meaning.has_shift)
+        line = _least_squares(x, y, line, output_kind.has_shift)
     if line is None:
         return None, (
             f"no scale above 0 fits (rank correlation of output and anchor {correlation:.2f}): the "
@@ -461,7 +461,7 @@ def _predict_errors(
     ends: np.ndarray,
     line: tuple[float, float],
     lines: np.ndarray,
-    meaning: Meaning,
+    output_kind: OutputKind,
     max_depth_m: float,
 ) -> np.ndarray:
     """Predicts the relative depth error that the uncertainty of scale and shift causes.
@@ -470,7 +470,7 @@ def _predict_errors(
         ends: (K,) outputs of the image: quantiles, in increasing order, that span its range.
         line: The scale and shift of the fit to all points.
         lines: (G, 2) the scale and shift of each fit without one tile.
-        meaning: The meaning of the output.
+        output_kind: The kind of the output.
         max_depth_m: The largest depth at which an error is predicted, in metres.
 
     Returns:
@@ -478,7 +478,7 @@ def _predict_errors(
         image in equal steps of log depth. All are infinite if there are too few tiles, or if a
         scale of 0 or less can't be excluded.
     """
-    count, freedom = len(lines), len(lines) - 1 - meaning.has_shift
+    count, freedom = len(lines), len(lines) - 1 - output_kind.has_shift
     scale, shift = line
     linear = scale * ends + shift
     positive = linear[linear > 0]
@@ -488,9 +488,9 @@ def _predict_errors(
         return np.full(NUM_PREDICTED, np.inf)
     # Limit the range of depths to max_depth_m. A pixel that is predicted to be farther may really
     # be nearer, so its error is predicted at max_depth_m.
-    farthest = 1 / max_depth_m if meaning.space == "inverse" else max_depth_m
-    clip = np.maximum if meaning.space == "inverse" else np.minimum
-    low = linear.min() if meaning.space == "inverse" else positive.min()
+    farthest = 1 / max_depth_m if output_kind.space == "inverse" else max_depth_m
+    clip = np.maximum if output_kind.space == "inverse" else np.minimum
+    low = linear.min() if output_kind.space == "inverse" else positive.min()
     predicted = np.geomspace(clip(low, farthest), clip(positive.max(), farthest), NUM_PREDICTED)
     outputs = (predicted - shift) / scale
     spread = lines[:, :1] * outputs + lines[:, 1:] - predicted

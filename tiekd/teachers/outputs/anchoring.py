@@ -17,7 +17,7 @@ from tiekd.data.batch import Batch
 from tiekd.errors import TeacherError
 from tiekd.teachers.ground_truth import GroundTruth
 from tiekd.teachers.outputs.anchor import Fit, apply, fit
-from tiekd.teachers.outputs.meaning import Meaning
+from tiekd.teachers.outputs.output_kind import OutputKind
 
 GROUND_TRUTH = "ground_truth"
 
@@ -64,7 +64,7 @@ class Anchor:
         self.teacher, self.description, self.max_depth_m = teacher, description, max_depth_m
 
     def metres(
-        self, values: Tensor, depth: Tensor, meaning: Meaning, names: Sequence[str]
+        self, values: Tensor, depth: Tensor, output_kind: OutputKind, names: Sequence[str]
     ) -> tuple[Tensor, list[Quality]]:
         """Converts relative outputs to metres, by a fit of each image to its metric depth.
 
@@ -72,7 +72,7 @@ class Anchor:
             values: (B, 1, H, W) float32, the relative outputs; NaN in pixels without an output.
             depth: (B, 1, H, W) float32, metres, the depth that `teacher` returned for these images;
                 0 in pixels without a depth.
-            meaning: The meaning of `values`.
+            output_kind: The kind of output that `values` are.
             names: The names of the images.
 
         Returns:
@@ -81,8 +81,8 @@ class Anchor:
         """
         depths, qualities = [], []
         for value, truth, name in zip(values, depth, names, strict=True):
-            found = fit(value[0], truth[0], meaning, max_depth_m=self.max_depth_m)
-            metric, beyond = apply(value, found, meaning, self.max_depth_m)
+            found = fit(value[0], truth[0], output_kind, max_depth_m=self.max_depth_m)
+            metric, beyond = apply(value, found, output_kind, self.max_depth_m)
             depths.append(metric)
             qualities.append(Quality(name, found, float(beyond.float().mean())))
         return torch.stack(depths), qualities

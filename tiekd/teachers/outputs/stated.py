@@ -1,11 +1,11 @@
-"""Finds the meaning of a model's output in the model's config, or else in the recipe."""
+"""Finds the kind of a model's output in the model's config, or else in the recipe."""
 
 from tiekd.errors import TeacherError
-from tiekd.teachers.outputs.meaning import OUTPUTS
+from tiekd.teachers.outputs.output_kind import OUTPUT_KINDS
 
 
 def stated_or_given(stated: str | None, given: str | None, of: str) -> str:
-    """Returns the name of the meaning of a model's output, a key of OUTPUTS.
+    """Returns the name of the kind of a model's output, a key of OUTPUT_KINDS.
 
     Args:
         stated: The name according to the model's config; None if the config doesn't state it.
@@ -13,15 +13,15 @@ def stated_or_given(stated: str | None, given: str | None, of: str) -> str:
         of: The model's name, for error messages.
 
     Raises:
-        TeacherError: Neither config nor recipe states the meaning, or they contradict each other;
-            or there is no meaning with the name `given`.
+        TeacherError: Neither config nor recipe states the kind, or they contradict each other;
+            or there is no kind with the name `given`.
     """
-    if given is not None and given not in OUTPUTS:
-        raise TeacherError(f"teacher.output: got {given!r}; allowed: {', '.join(OUTPUTS)}")
+    if given is not None and given not in OUTPUT_KINDS:
+        raise TeacherError(f"teacher.output: got {given!r}; allowed: {', '.join(OUTPUT_KINDS)}")
     if stated is None and given is None:
         raise TeacherError(
             f"teacher.output: needed, because {of} doesn't say what its output means; give one of: "
-            f"{', '.join(OUTPUTS)}"
+            f"{', '.join(OUTPUT_KINDS)}"
         )
     if stated is not None and given not in (None, stated):
         raise TeacherError(

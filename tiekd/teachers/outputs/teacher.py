@@ -23,7 +23,7 @@ from tiekd.errors import TeacherError, UserError
 from tiekd.teachers.network import check_precision
 from tiekd.teachers.outputs.anchoring import GROUND_TRUTH, Anchor, Quality, anchor_of
 from tiekd.teachers.outputs.images import mirrored_intrinsics, rgb_of
-from tiekd.teachers.outputs.meaning import find_meaning, to_metres
+from tiekd.teachers.outputs.output_kind import find_output_kind, to_metres
 from tiekd.teachers.outputs.sigma import SigmaOptions, disagreement, options_of
 
 
@@ -32,7 +32,7 @@ class Output(NamedTuple):
 
     Attributes:
         values: (B, 1, H, W) float32, depth or another quantity, according to the predictor's
-            `meaning`.
+            `output_kind`.
         valid: (B, 1, H, W) bool, False in pixels for which the network states that it has no
             output; None if the network has no such mask.
         beyond: (B, 1, H, W) bool, True in pixels that the network takes for sky, which is farther
@@ -54,7 +54,8 @@ class Predictor(Protocol):
     """A network with its own preprocessing.
 
     Attributes:
-        meaning: The meaning of the output, a key of OUTPUTS (teachers/outputs/meaning.py).
+        output_kind: The kind of the output, a key of OUTPUT_KINDS
+            (teachers/outputs/output_kind.py).
         max_depth_m: The largest depth in metres that the network's config states; None if unknown.
         description: The name, the origin and the settings of the network, for the log and for the
             manifest of cached maps.
@@ -63,7 +64,7 @@ class Predictor(Protocol):
             one. None if focal lengths make no difference.
     """
 
-    meaning: str
+    output_kind: str
     max_depth_m: float | None
     description: dict
     needs_focal: bool
@@ -146,7 +147,7 @@ class FoundationTeacher:
         options: The settings with which the network runs.
         anchor: The source of metric depth to which a relative output is fitted; None if the output
             is metric.
-        meaning: The meaning of the network's output.
+        output_kind: The kind of the network's output.
         resize: The size at which the teacher needs images when maps are cached: their own size, as
             the predictor resizes them itself.
         max_depth_m: The largest depth in metres that the network's config states; None if unknown.
@@ -159,14 +160,14 @@ class FoundationTeacher:
 
     def __init__(self, predictor: Predictor, options: RunOptions, anchor: Anchor | None = None):
         self.predictor, self.options, self.anchor = predictor, options, anchor
-        self.meaning = find_meaning(predictor.meaning, has_anchor=anchor is not None)
-        if anchor is not None and self.meaning.is_metric:
+        self.output_kind = find_output_kind(predictor.output_kind, has_anchor=anchor is not None)
+        if anchor is not None and self.output_kind.is_metric:
             raise TeacherError(
-                f"teacher.anchor: {predictor.description['model']} gives {self.meaning.name}, "
+                f"teacher.anchor: {predictor.description['model']} gives {self.output_kind.name}, "
                 "which needs no anchor; leave it out"
             )
         self.max_depth_m = predictor.max_depth_m
-        self.description = predictor.description | {"output": predictor.meaning}
+        self.description = predictor.description | {"output": predictor.output_kind}
         if anchor is not None:
             self.description["anchor"] = anchor.description
         self.qualities: list[Quality] = []
@@ -200,9 +201,11 @@ class FoundationTeacher:
             names = batch.names[part]
             output = self._valid_output(images[part], batch.intrinsics[part], names)
             if anchor is None:
-                depth = to_metres(output.values, self.meaning, output.focal)
+                depth = to_metres(output.values, self.output_kind, output.focal)
             else:
-                depth, fits = self.anchor.metres(output.values, anchor[part], self.meaning, names)
+                depth, fits = self.anchor.metres(
+                    output.values, anchor[part], self.output_kind, names
+                )
                 self.qualities += fits
             if output.beyond is not None:
                 depth = torch.where(output.beyond, self.options.max_depth_m, depth)
@@ -306,7 +309,7 @@ class FoundationTeacher:
         """
         has_bins = getattr(self.predictor, "has_distribution", False)
         allowed = ("flip", "own") if has_bins else ("flip",)
-        self.sigma.check_source(allowed if self.meaning.is_metric else (), self.options.flip)
+        self.sigma.check_source(allowed if self.output_kind.is_metric else (), self.options.flip)
         if self.sigma.modes:
             raise TeacherError(
                 "teacher.sigma.modes: only for a network of the project; leave it out for a single "
@@ -323,7 +326,7 @@ class FoundationTeacher:
         Returns:
             (B, 1, H, W) float32, metres, 0 where the network takes a pixel for sky.
         """
-        sigma = to_metres(output.sigma, self.meaning, output.focal)
+        sigma = to_metres(output.sigma, self.output_kind, output.focal)
         return sigma if output.beyond is None else torch.where(output.beyond, 0, sigma)
 
     def _valid_output(self, images: Tensor, intrinsics: Tensor, names: Sequence[str]) -> Output:

@@ -27,7 +27,7 @@ MAX_DEPTH = 80.0
 class Predictor:
     """Gives the red grey level as a relative inverse depth with an unknown shift."""
 
-    meaning, max_depth_m, needs_focal, without_focal = "inverse_affine", None, False, None
+    output_kind, max_depth_m, needs_focal, without_focal = "inverse_affine", None, False, None
     description = {"name": "test", "model": "m", "digest": "0" * 64}
 
     def __call__(self, images, intrinsics):

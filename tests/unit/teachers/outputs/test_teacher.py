@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 class Predictor:
     """Gives the red grey levels as metres, and what a test plants in them."""
 
-    meaning, max_depth_m, needs_focal, without_focal = "metres", None, False, None
+    output_kind, max_depth_m, needs_focal, without_focal = "metres", None, False, None
 
     def __init__(self, change=lambda output: output):
         self.change, self.images = change, []
@@ -161,7 +161,7 @@ def test_teacher_follows_the_focal_length_by_its_network_or_its_anchor():
     """Zooming keeps its depth right where the focal length counts, or truth gives the scale."""
     blind, seeing, relative = Predictor(), Predictor(), Predictor()
     seeing.without_focal = "it estimates one"
-    relative.meaning = "inverse_affine"
+    relative.output_kind = "inverse_affine"
     how = RunOptions(CPU, 80.0)
     assert not FoundationTeacher(blind, how).follows_focal
     assert FoundationTeacher(seeing, how).follows_focal
@@ -184,7 +184,7 @@ def test_focal_estimate_of_the_anchor():
     metric = teacher_of()
     metric.predictor.estimate_focal = lambda images: torch.full((len(images),), 70.0)
     relative = Predictor()
-    relative.meaning = "inverse"
+    relative.output_kind = "inverse"
     anchored = FoundationTeacher(relative, RunOptions(CPU, 80.0), Anchor(metric, {}, 80.0))
     assert anchored.estimate_focal(batch).tolist() == [70.0, 70.0]
     relative.estimate_focal = lambda images: images[:, 0, 0, 0].float()

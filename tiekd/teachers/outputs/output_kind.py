@@ -1,9 +1,10 @@
-"""Defines the meanings that a teacher's output can have, and converts metric ones to metres.
+"""Defines the kinds of output that a teacher can have, and converts metric ones to metres.
 
 A relative output is depth or inverse depth up to an unknown scale, or an unknown scale and shift,
 which differ from image to image: Ranftl et al., "Towards Robust Monocular Depth Estimation: Mixing
-Datasets for Zero-shot Cross-dataset Transfer", TPAMI 2020. anchor.py determines scale and shift. A
-meaning is read from a model's config or given by the user. It is never guessed from the values.
+Datasets for Zero-shot Cross-dataset Transfer", TPAMI 2020. anchor.py determines scale and shift.
+The kind of an output is read from a model's config or given by the user. It is never guessed from
+the values.
 """
 
 from dataclasses import dataclass
@@ -19,18 +20,18 @@ CANONICAL_FOCAL = 300.0
 
 
 @dataclass(frozen=True)
-class Meaning:
-    """A meaning of the values in a teacher's output, i.e. how depth follows from them.
+class OutputKind:
+    """A kind of output, i.e. how depth follows from the values of the output.
 
     Attributes:
-        name: The meaning's name, its key in `OUTPUTS`.
+        name: The kind's name, its key in `OUTPUT_KINDS`.
         formula: The formula of depth or inverse depth, as text for messages.
         is_metric: True if the output determines depth in metres (`to_metres`); False if it does so
             only up to an unknown scale, or scale and shift.
         needs_focal: True if the focal length is part of the formula.
         space: The quantity that is linear in the output: "depth", or "inverse" for 1 / depth.
         has_shift: True if a shift is unknown as well as the scale.
-        opposite: For a relative meaning, the name of the meaning that differs from it only in
+        opposite: For a relative kind, the name of the kind that differs from it only in
             `space`.
     """
 
@@ -43,22 +44,22 @@ class Meaning:
     opposite: str | None = None
 
 
-OUTPUTS = {
-    meaning.name: meaning
-    for meaning in (
-        Meaning("metres", "depth = output", is_metric=True),
-        Meaning(
+OUTPUT_KINDS = {
+    output_kind.name: output_kind
+    for output_kind in (
+        OutputKind("metres", "depth = output", is_metric=True),
+        OutputKind(
             "canonical",
             f"depth = output * focal / {CANONICAL_FOCAL:g}",
             is_metric=True,
             needs_focal=True,
         ),
-        Meaning("depth_scale", "depth = s * output", opposite="inverse"),
-        Meaning(
+        OutputKind("depth_scale", "depth = s * output", opposite="inverse"),
+        OutputKind(
             "depth_affine", "depth = s * output + t", has_shift=True, opposite="inverse_affine"
         ),
-        Meaning("inverse", "1 / depth = s * output", space="inverse", opposite="depth_scale"),
-        Meaning(
+        OutputKind("inverse", "1 / depth = s * output", space="inverse", opposite="depth_scale"),
+        OutputKind(
             "inverse_affine",
             "1 / depth = s * output + t",
             space="inverse",
@@ -69,56 +70,58 @@ OUTPUTS = {
 }
 
 
-def find_meaning(output: str, *, has_anchor: bool) -> Meaning:
-    """Returns the meaning of a given name, and checks that its output can be converted to metres.
+def find_output_kind(output: str, *, has_anchor: bool) -> OutputKind:
+    """Returns a kind of output by its name, and checks that it can be converted to metres.
 
     Args:
-        output: The meaning's name, a key of `OUTPUTS`.
+        output: The kind's name, a key of `OUTPUT_KINDS`.
         has_anchor: True if the teacher has an anchor, i.e. metric depth to which a relative output
             is fitted.
 
     Raises:
-        TeacherError: There is no meaning of this name; or it is relative, and there is no anchor.
+        TeacherError: There is no kind of this name; or it is relative, and there is no anchor.
     """
-    if output not in OUTPUTS:
-        allowed = ", ".join(OUTPUTS)
-        raise TeacherError(f"teacher.output: {output!r} is no meaning of an output; use {allowed}")
-    meaning = OUTPUTS[output]
-    if not meaning.is_metric and not has_anchor:
-        metric = " or ".join(name for name, other in OUTPUTS.items() if other.is_metric)
+    if output not in OUTPUT_KINDS:
+        allowed = ", ".join(OUTPUT_KINDS)
+        raise TeacherError(f"teacher.output: {output!r} is no kind of output; use {allowed}")
+    output_kind = OUTPUT_KINDS[output]
+    if not output_kind.is_metric and not has_anchor:
+        metric = " or ".join(name for name, other in OUTPUT_KINDS.items() if other.is_metric)
         raise TeacherError(
-            f"teacher.output: {output} ({meaning.formula}) isn't metric without an anchor; set "
+            f"teacher.output: {output} ({output_kind.formula}) isn't metric without an anchor; set "
             "teacher.anchor to ground_truth or to a metric teacher {name: ...}, or use a model "
             f"whose output is {metric}"
         )
-    return meaning
+    return output_kind
 
 
-def to_metres(output: Tensor, meaning: Meaning, focal: float | Tensor | None = None) -> Tensor:
+def to_metres(
+    output: Tensor, output_kind: OutputKind, focal: float | Tensor | None = None
+) -> Tensor:
     """Converts a network's metric output to depth in metres.
 
     Args:
         output: (B, 1, H, W), any floating type: the network's output.
-        meaning: The meaning of the output, a metric one.
+        output_kind: The kind of the output, a metric one.
         focal: The focal length (fx + fy) / 2, in pixels of the image after the network's own
-            resize: one number, or (B,). Used only if the meaning needs it.
+            resize: one number, or (B,). Used only if the kind needs it.
 
     Returns:
         Depth, (B, 1, H, W) float32, metres; 0 in pixels in which the output isn't finite or isn't
         positive.
 
     Raises:
-        TeacherError: The meaning needs a focal length, and an image has none.
+        TeacherError: The kind needs a focal length, and an image has none.
     """
-    assert meaning.is_metric, f"{meaning.name} is relative: anchor.fit and anchor.apply"
+    assert output_kind.is_metric, f"{output_kind.name} is relative: anchor.fit and anchor.apply"
     depth = output.float()
-    if meaning.needs_focal:
+    if output_kind.needs_focal:
         focal = torch.as_tensor(float("nan") if focal is None else focal, device=depth.device)
         if not (torch.isfinite(focal) & (focal > 0)).all():
             raise TeacherError(
-                f"teacher.output: {meaning.name} ({meaning.formula}) needs the focal length of "
-                f"every image in pixels, got {focal.tolist()}; list the cameras of the data, or "
-                "use a model whose output is metres"
+                f"teacher.output: {output_kind.name} ({output_kind.formula}) needs the focal "
+                f"length of every image in pixels, got {focal.tolist()}; list the cameras of the "
+                "data, or use a model whose output is metres"
             )
         depth = depth * (focal.float() / CANONICAL_FOCAL).reshape(-1, 1, 1, 1)
     return torch.where(torch.isfinite(depth) & (depth > 0), depth, 0)
