@@ -99,6 +99,10 @@ def _set(name: str, each: Mapping) -> list[str]:
     if each["shared_scenes"]:
         told = ", ".join(each["shared_scenes"])
         lines += [f"**Evaluated on scenes that were also trained on:** {told}.", ""]
+    if each["fold_overrides"]:
+        lines += ["Overrides of folds:", ""]
+        lines += [f"- {line}" for line in each["fold_overrides"]]
+        lines.append("")
     if not each["rows"]:
         return [*lines, "No run is finished.", ""]
     every = [*each["rows"].items(), *((f"*{key}*", row) for key, row in each["floors"].items())]

@@ -198,6 +198,7 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
         "frames": len(figures.names),
         "scenes": len(set(figures.scenes)),
         "shared_scenes": listing.shared_scenes(runs, spec, name),
+        "fold_overrides": _fold_overrides(spec, name),
         "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
         "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},
@@ -206,6 +207,21 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
         "comparisons": comparisons,
         "not_above_floors": {row: lost for row, lost in failed.items() if lost},
     }
+
+
+def _fold_overrides(spec: Spec, name: str) -> list[str]:
+    """Returns for each fold of a set that has overrides a line that states them.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+    """
+    lines = []
+    for place, fold in enumerate(spec.sets[name].folds or ()):
+        told = [*fold.set, *(f"{row}: {' '.join(given)}" for row, given in fold.rows.items())]
+        if told:
+            lines.append(f"fold {place}: {'; '.join(told)}")
+    return lines
 
 
 def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:

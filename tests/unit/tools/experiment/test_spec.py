@@ -69,6 +69,67 @@ def test_size_and_folds_become_overrides(tmp_path):
     ]
 
 
+def with_folds(**of_second):
+    folds = [
+        {"train": "t0", "val": "v0", "set": ["teacher.maps=m0"]},
+        {"train": "t1", "val": "v1", "set": ["teacher.maps=m1"], **of_second},
+    ]
+    return changed("sets.streets", {"primary": ["a", "b"], "folds": folds, "set": ["log=null"]})
+
+
+def test_overrides_of_a_fold_come_after_those_of_its_set(tmp_path):
+    """Each fold's own overrides are added to those of the set."""
+    each = read(tmp_path, with_folds()).sets["streets"]
+    assert [each.overrides(part)[-1] for part in each.parts] == [
+        "teacher.maps=m0",
+        "teacher.maps=m1",
+    ]
+    assert each.overrides(each.parts[0])[0] == "log=null"
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (
+            {"set": ["train.seed=1"]},
+            "folds.1.set: train.seed=1 would be replaced; train.seed comes",
+        ),
+        ({"rows": {"a": ["train={epochs: 2}"]}}, "folds.1.rows.a: train={epochs: 2} would be rep"),
+        ({"set": "teacher.maps=m1"}, "sets.streets.folds.1.set: got 'teacher.maps=m1'; it must be"),
+        (
+            {"rows": {"a": "b=1"}},
+            "sets.streets.folds.1.rows.a: got 'b=1'; it must be a list of KEY",
+        ),
+        ({"rows": {"a": [1]}}, "sets.streets.folds.1.rows.a: got [1]; it must be a list of KEY"),
+        ({"set": []}, "folds.1: teacher.maps of a is set in only one of folds 0 and 1"),
+    ],
+)
+def test_read_refuses_overrides_of_folds(tmp_path, second, told):
+    """Overrides of folds are checked as those of rows are, and against each other."""
+    with pytest.raises(RecipeError) as error:
+        read(tmp_path, with_folds(**second))
+    assert told in str(error.value)
+
+
+def test_read_refuses_row_that_replaces_the_folds_teacher(tmp_path):
+    """A row's own teacher would be that of every fold, so it is refused; none is allowed."""
+    node = with_folds()
+    node["rows"]["a"]["set"] = ["teacher=null"]
+    assert read(tmp_path, node).rows["a"].set == ["teacher=null"]
+    node["rows"]["a"]["set"] = ["teacher={maps: mine}"]
+    with pytest.raises(RecipeError, match=r"rows\.a\.set: teacher\.maps is set by sets\.streets"):
+        read(tmp_path, node)
+
+
+def test_read_refuses_test_list_in_overrides_of_a_fold(tmp_path):
+    """A fold's override that lets a row read the test list is refused."""
+    node = with_folds(rows={"a": ["data.extra=test.txt"]})
+    node["sets"]["streets"]["folds"][0]["rows"] = {"a": ["data.extra=x"]}
+    node["sets"]["streets"]["test"] = "test.txt"
+    with pytest.raises(RecipeError, match=r"folds\.1\.rows\.a: test\.txt is the test list"):
+        read(tmp_path, node)
+
+
 def test_lists_beside_the_specification_are_found(tmp_path, monkeypatch):
     """A list that lies in SPEC's folder is read there; any other one is below data.root."""
     there = tmp_path / "a b"
