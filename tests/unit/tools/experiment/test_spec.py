@@ -8,12 +8,15 @@ import pytest
 import yaml
 
 from tiekd.config.recipe import load_recipe
+from tiekd.data import splits
 from tiekd.errors import RecipeError, UserError
 from tiekd.tools.experiment import planted_teachers, runs
 from tiekd.tools.experiment import spec as specs
 from tiekd.training.settings import Recipe
 
-SHIPPED = sorted((Path(__file__).parents[4] / "model_configs" / "experiments").glob("*.yaml"))
+EXPERIMENTS = Path(__file__).parents[4] / "model_configs" / "experiments"
+SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
+REAL = [path for path in sorted(EXPERIMENTS.glob("real/*.yaml")) if "\nrows:" in path.read_text()]
 # Those of maps that are cached first, or of frames of the user's.
 PREPARED = ("sigmas", "indoor_cameras")
 PLANNED = [path for path in SHIPPED if path.stem not in PREPARED]
@@ -286,6 +289,57 @@ def test_shipped_specifications_of_prepared_data_have_valid_recipes(monkeypatch)
                 runs._check_recipe(recipe, spec.steps, row.readouts)
                 assert recipe.teachers.is_given == (path.stem == "sigmas")
                 assert recipe.data["root"].startswith("data/")
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
+def test_specifications_of_real_frames_are_split_by_scene(path, monkeypatch):
+    """Rows are what a training takes; no fold trains on a scene that a fold is evaluated on."""
+    monkeypatch.setattr(runs, "build_network", lambda node: None)  # packaged weights may be absent
+    monkeypatch.setattr(runs, "check_readout", lambda network, readout: None)
+    spec = specs.read(path)
+    scene = spec.scene_rule()
+    for name, each in spec.sets.items():
+        seen = set()
+        first = each.parts[0]  # all folds set the same keys
+        for row in spec.rows:
+            overrides = [*spec.set, *each.overrides(first), *spec.rows[row].set]
+            overrides += () if first is None else first.rows.get(row, ())
+            recipe = Recipe(load_recipe(spec.recipe_of(row), overrides))
+            runs._check_recipe(recipe, spec.steps, spec.rows[row].readouts)
+            assert recipe.teachers.is_given == ("teacher=null" not in overrides)
+            assert recipe.data["root"] == f"data/{name}"
+        for part in each.folds or ():
+            train, val = (splits.read_split(Path(file)) for file in part.lists.values())
+            held_out = {scene(frame.image) for frame in val}
+            assert not held_out & {scene(frame.image) for frame in train}
+            assert not held_out & seen
+            seen |= held_out
+            assert all(frame.ground_truth for frame in val)
+
+
+def test_indoor_folds_label_25_frames_and_hold_out_rooms_of_nyu():
+    """Students see some 25 labels, their teachers all depth of the same frames, none of val."""
+    lists = EXPERIMENTS / "real" / "lists"
+    for fold in (1, 2, 3):
+        every, labelled, val = (
+            splits.read_split(lists / f"indoor_fold{fold}_{kind}.txt") for kind in ("a", "b", "val")
+        )
+        assert [frame.image for frame in every] == [frame.image for frame in labelled]
+        assert all(frame.ground_truth for frame in every)
+        assert 24 <= sum(frame.ground_truth is not None for frame in labelled) <= 26
+        assert sum(frame.image.startswith("nyu_") for frame in val) >= 7
+
+
+def test_indoor_screening_has_the_rows_of_the_outdoor_one():
+    """Both screenings try the same losses; indoors one teacher more saw the labels alone."""
+    outdoor, indoor = (
+        specs.read(EXPERIMENTS / "real" / f"{name}_screening.yaml")
+        for name in ("outdoor", "indoor")
+    )
+    of_indoor = {name.replace("teacher", "stereo"): row for name, row in indoor.rows.items()}
+    assert [*outdoor.rows, "label_stereo_silog_labels"] == [*of_indoor]
+    for name, row in outdoor.rows.items():
+        assert row.set[-1] == of_indoor[name].set[-1]
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.name)
