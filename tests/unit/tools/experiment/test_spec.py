@@ -342,6 +342,29 @@ def test_indoor_screening_has_the_rows_of_the_outdoor_one():
         assert row.set[-1] == of_indoor[name].set[-1]
 
 
+@pytest.mark.parametrize("name", ["outdoor", "indoor"])
+def test_headlines_repeat_rows_of_the_screenings(name):
+    """Five rows as in a screening, but for the maps' folder; one is compared with the others."""
+    spec = specs.read(EXPERIMENTS / "real" / f"headline_{name}.yaml")
+    known = {}
+    for path in REAL:
+        if path.name in (f"{name}_screening.yaml", f"{name}_more.yaml"):
+            screened = specs.read(path)
+            known |= screened.rows
+            assert spec.steps == screened.steps
+    assert (spec.headline, len(spec.rows), len(spec.seeds)) == (True, 5, 5)
+
+    def lines(row):
+        return [each for each in row.set if not each.startswith("teacher.maps=")]
+
+    for row, own in spec.rows.items():
+        assert (own.recipe, lines(own)) == (known[row].recipe, lines(known[row]))
+    each = spec.sets[name]
+    assert (each.test, each.primary[1]) == ("test.txt", "labels_dpm")
+    assert {pair[0] for pair in each.compare} == {each.primary[0]}
+    assert len({pair[1] for pair in each.compare} | {each.primary[1]}) == 4
+
+
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.name)
 def test_shipped_specifications_can_run(path, tmp_path):
     """Each specification in model_configs/experiments/ is valid, and so are its recipes."""
