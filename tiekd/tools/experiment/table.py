@@ -19,10 +19,10 @@ from tiekd.evaluation.floors import NAMES as FLOORS
 from tiekd.evaluation.frame_figures import FIGURES, FrameFigures
 from tiekd.evaluation.intervals import Comparison, Interval
 from tiekd.evaluation.range_errors import bounds_m
-from tiekd.tools.experiment import launch, score
+from tiekd.tools.experiment import launch, networks, score
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
-from tiekd.tools.experiment.spec import Spec
+from tiekd.tools.experiment.spec import Spec, row_of
 from tiekd.training.settings import Recipe
 
 COMPARED = ("abs_rel", "abs_rel_aligned", "silog", "edge")
@@ -193,6 +193,7 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
     cap = Recipe(load_recipe(reference.recipe, reference.overrides)).protocol("val").cap
     trained = [row for row, seeds in figures.rows.items() if seeds]
     comparisons = compare_rows(spec, name, figures)
+    jobs = {job.row: job for job in runs if job.set == name}
     failed = {row: _lost_to(figures, row) for row in trained}
     return {
         "frames": len(figures.names),
@@ -201,7 +202,13 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
         "fold_overrides": _fold_overrides(spec, name),
         "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
-        "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},
+        "rows": {
+            row: {
+                **_row(figures, row, list(figures.rows[row]), cap),
+                "network": networks.counts(jobs[row_of(row)]),
+            }
+            for row in trained
+        },
         "floors_left_out": _left_out(spec, [job for job in floors if job.set == name]),
         "floors": {floor: _row(figures, floor, [0], cap) for floor in figures.floors},
         "comparisons": comparisons,
