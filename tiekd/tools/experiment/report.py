@@ -1,7 +1,7 @@
 """Writes the report of an experiment: Markdown, JSON, and plots.
 
-All are made from the table (table.py), so they agree. The plot needs matplotlib (extra
-`plot`); if that isn't installed, the plots are left out, with a message.
+All are made from the table (table.py), so they agree. The plots need matplotlib (extra `plot`);
+if that isn't installed, they are left out, with a message.
 """
 
 import json
