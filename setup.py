@@ -30,7 +30,7 @@ shutil.rmtree(HERE / "build" / "lib", ignore_errors=True)
 # What a wheel has of each folder. The other files of bin/ are for a checkout.
 SHARED = {
     "bin": ["*.py", "resume"],
-    "model_configs": ["**/*.md", "*.png", "**/*.yaml"],
+    "model_configs": ["**/*.md", "*.png", "**/*.yaml", "experiments/**/*.txt", "released/*"],
     "ds_configs": ["*.md", "*.json"],
 }
 

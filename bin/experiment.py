@@ -50,11 +50,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report", action="store_true", help="write the report of the finished runs, run nothing"
     )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="with --report: measure each network's latency here, for the plot costs.png",
+    )
     # Given by this program to the process that evaluates one run.
     parser.add_argument("--score", type=paths.path_argument, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if (args.spec is None) == (args.score is None):
         parser.error("the following arguments are required: spec")
+    if args.latency and not args.report:
+        parser.error("--latency: only with --report, when nothing else runs; add --report")
     if args.dry_run + args.power + args.report > 1:
         parser.error("--dry-run, --power and --report can't be combined; give one of them")
     return args

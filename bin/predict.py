@@ -2,6 +2,11 @@
 """Predicts the depth of images and videos.
 
     bin/predict.py RECIPE [CHECKPOINT] INPUT... --out DIR
+    bin/predict.py INPUT... [--out DIR]
+
+Without RECIPE the student that comes with tiekd predicts, a demo that was trained on rendered
+streets alone: it shows shape, and its metres are unreliable. DIR is then `predicted` by default,
+and the first INPUT is no folder.
 
 INPUT is an image, a folder (all images in and below it), a quoted pattern such as 'rides/**/*.jpg',
 or a video. If several words follow RECIPE, the first is CHECKPOINT unless it looks like an image, a
@@ -42,19 +47,17 @@ from tiekd.tools import arguments  # noqa: E402
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = arguments.new_parser(
-        __doc__, usage="%(prog)s RECIPE [CHECKPOINT] INPUT... --out DIR [options]"
+        __doc__, usage="%(prog)s [RECIPE [CHECKPOINT]] INPUT... --out DIR [options]"
     )
     add = parser.add_argument
     arguments.add_recipe(parser)
     add(
         "words",
         metavar="INPUT",
-        nargs="+",
+        nargs="*",
         help="images, folders, patterns or videos; before them CHECKPOINT",
     )
-    add(
-        "--out", metavar="DIR", type=paths.path_argument, required=True, help="folder for the files"
-    )
+    add("--out", metavar="DIR", type=paths.path_argument, help="folder for the files")
     add("--overwrite", action="store_true", help="replace existing files, but never an input")
     add(
         "--readout",

@@ -24,6 +24,11 @@ ELSEWHERE = {
     r"bin/demo": ("system/test_demo.py", "bin/demo"),
     r"bin/distill\.py .*": ("system/test_distill.py", 'DISTILL, rides, "--teacher"'),
     r"bin/experiment\.py .*": ("system/test_experiment.py", "bin/experiment.py"),
+    r"bin/predict\.py street\.jpg": ("unit/inference/test_released.py", 'arguments("street.jpg"'),
+    r"python -m tiekd\.tools\.rebuild_student": (
+        "system/test_rebuild_student.py",
+        '"-m", "tiekd.tools.rebuild_student"',
+    ),
     r"bin/test( .*)?": ("../.ci/run", "bin/test"),
     r"pip install (-e .*|'tiekd\[\w+\]')": (
         "../bin/environment.sh",

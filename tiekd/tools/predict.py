@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 from tiekd import files
 from tiekd.config import data_sets
@@ -9,12 +11,60 @@ from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, read_folders
 from tiekd.data.resize import parse_size
-from tiekd.errors import CheckpointError, DataError, RecipeError
-from tiekd.inference import student
+from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
+from tiekd.inference import released, student
 from tiekd.inference.predict import cameras, inputs, outputs
 from tiekd.inference.predict.prediction import predict_all
 from tiekd.inference.predict.predictor import Predictor
 from tiekd.models import confidence, load
+
+DEFAULT_OUT = "predicted"  # the folder of the outputs without RECIPE and --out
+
+
+class Asked(NamedTuple):
+    """What the words of a command line stand for.
+
+    Attributes:
+        recipe: the path of the recipe.
+        checkpoint: the path of the weights; None for those of the recipe's work dir.
+        inputs: the images, folders, patterns and videos.
+        out: the folder of the outputs.
+        is_released: True for the student that comes with tiekd.
+    """
+
+    recipe: Path
+    checkpoint: str | None
+    inputs: list[str]
+    out: Path
+    is_released: bool
+
+
+def asked_for(args: argparse.Namespace) -> Asked:
+    """Returns what the words of a command line stand for.
+
+    If the first word is an image, a video or a pattern, there is no recipe, and the student that
+    comes with tiekd predicts. A folder isn't taken for an input there, since it may be a work dir
+    that was given in place of a recipe.
+
+    Args:
+        args: the program's parsed command line.
+
+    Raises:
+        LaunchError: a word or --out is missing.
+        CheckpointError: no student comes with this installation.
+    """
+    first, words = str(args.recipe), list(args.words)
+    if inputs.looks_like_input(first):
+        weights = str(released.checked_weights())
+        out = args.out or Path(DEFAULT_OUT)
+        return Asked(released.recipe_file(), weights, [first, *words], out, is_released=True)
+    if not words:
+        raise LaunchError(f"INPUT is missing after {first}; give images, folders or videos")
+    if args.out is None:
+        raise LaunchError("--out is missing; give the folder for the files")
+    has_checkpoint = len(words) > 1 and not inputs.looks_like_input(words[0])
+    checkpoint = words[0] if has_checkpoint else None
+    return Asked(args.recipe, checkpoint, words[has_checkpoint:], args.out, is_released=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,24 +77,23 @@ def run(args: argparse.Namespace) -> None:
         UserError: the recipe, the checkpoint or an option is invalid, or an input can't be
             predicted.
     """
-    recipe = load_recipe(args.recipe, args.overrides)
+    asked = asked_for(args)
+    recipe = load_recipe(asked.recipe, args.overrides)
     # If the recipe has several data sets, use only the settings that they share: a unit of depth,
     # for example, isn't defined for an image that belongs to none of them.
     data = recipe.get("data", {})
     data = data_sets.shared_of(data) if data_sets.is_list(recipe) else data
-    has_checkpoint = len(args.words) > 1 and not inputs.looks_like_input(args.words[0])
     # Find the inputs first, so that errors in them are reported before the network is built.
-    found = inputs.find(args.words[has_checkpoint:], args.out)
+    found = inputs.find(asked.inputs, asked.out)
     given = parse_size(args.size)
     camera = cameras.parse_intrinsics(args.intrinsics, args.focal)
     known = cameras.Cameras(camera, data) if args.points else None
     device = student.pick_device(args.device)
     try:
-        checkpoint = args.words[0] if has_checkpoint else None
-        network, weights, resize = load.load_network(args.recipe, checkpoint, args.overrides)
+        network, weights, resize = load.load_network(asked.recipe, asked.checkpoint, args.overrides)
     except CheckpointError as error:
         read_as = ""
-        if has_checkpoint:
+        if asked.checkpoint is not None and not asked.is_released:
             read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
     # Set up the student, and then the outputs.
@@ -62,20 +111,22 @@ def run(args: argparse.Namespace) -> None:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
     written = outputs.Outputs(
-        args.out, units, network.max_depth, args.raw, args.points, args.confidence
+        asked.out, units, network.max_depth, args.raw, args.points, args.confidence
     )
     maps = TeacherList.of(recipe).maps
     for path in written.of("any").values():
         read_folders.refuse("--out", path.parent, (path.suffix,), data, maps)
     written.check(found, args.overwrite)
-    files.check_output("--out", args.out, None)
+    files.check_output("--out", asked.out, None)
+    if asked.is_released:
+        print(released.NOTICE)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     for line in learned_from.lines(learned_from.read(weights)):
         print(line)
     if args.confidence:
         print(confidence.line(calibration))
     print(f"Working resolution: {resize}")
-    print(f"Depth: {args.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
+    print(f"Depth: {asked.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
     failed = predict_all(
         Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr
@@ -85,5 +136,5 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         raise DataError(
             f"{failed} of {len(found)} could not be predicted, see above; what could is in "
-            f"{args.out}"
+            f"{asked.out}"
         )

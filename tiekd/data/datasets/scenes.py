@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -254,7 +254,7 @@ def write_kitti_layout(
     width: int,
     num_train: int,
     num_val: int,
-    dense_val: bool = False,
+    dense: Collection[str] = (),
     cameras: Cameras = Cameras(),
 ) -> None:
     """Writes scenes below `root` in KITTI's layout.
@@ -275,8 +275,8 @@ def write_kitti_layout(
         width: Width of the images in pixels, at least 32.
         num_train: Number of training scenes.
         num_val: Number of validation scenes.
-        dense_val: True to also write the exact depth of the validation scenes to gt_dense/, under
-            the same names.
+        dense: Folders with the exact depth of every pixel: "gt_depth" for that in place of the
+            LiDAR's, "gt_dense" for a further folder of the validation scenes, under the same names.
         cameras: The cameras of the scenes.
 
     Raises:
@@ -285,7 +285,11 @@ def write_kitti_layout(
     """
     root = Path(os.path.realpath(root))
     wanted = {"renderer": _RENDERER, "seed": seed, "height": height, "width": width}
-    wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": dense_val}
+    wanted |= {"num_train": num_train, "num_val": num_val, "dense_val": "gt_dense" in dense}
+    # Leave out `dense` unless all depth is dense, because sets of scenes that were rendered before
+    # this option existed have no such entry.
+    if "gt_depth" in dense:
+        wanted["dense"] = True
     # Leave the default cameras out of the manifest, because sets of scenes that were rendered
     # before cameras could be chosen have no such entry.
     if cameras != Cameras():
@@ -343,7 +347,8 @@ def _write(folder: Path, wanted: dict, cameras: Cameras) -> None:
             scene = render(wanted["seed"], index, wanted["height"], wanted["width"], cameras)
             name = f"{index:010d}.png"
             write_image(folder / "input" / image_folder / name, scene.image)
-            write_depth_png(folder / "gt_depth" / depth_folder / name, scene.sparse_depth)
+            measured = scene.depth if "dense" in wanted else scene.sparse_depth
+            write_depth_png(folder / "gt_depth" / depth_folder / name, measured)
             if dense:
                 write_depth_png(folder / "gt_dense" / depth_folder / name, scene.depth)
             lines.append(
@@ -369,6 +374,8 @@ class ScenesOptions:
         val_focals: Focal lengths of the validation scenes; None for those of the training scenes.
         camera_heights: [lowest, highest] camera above the ground, in metres.
         pitches: [lowest, highest] pitch in radians; above 0 the camera looks up.
+        dense: True for ground truth at every pixel with a surface within 80 m; False for that of
+            the pixels that a LiDAR samples.
     """
 
     root: str
@@ -381,6 +388,7 @@ class ScenesOptions:
     val_focals: Sequence[float] | None = None
     camera_heights: tuple[float, float] = Cameras.heights_m
     pitches: tuple[float, float] = Cameras.pitches
+    dense: bool = False
 
     @property
     def cameras(self) -> Cameras:
@@ -418,12 +426,12 @@ def build(
     """
     paths.refuse_unfilled(options.root, "data.root")
     size = (options.height, options.width, options.num_train, options.num_val)
-    cameras = options.cameras
+    given = {"dense": ("gt_depth",) if options.dense else (), "cameras": options.cameras}
     if comm.is_main():
-        write_kitti_layout(Path(options.root), options.seed, *size, cameras=cameras)
+        write_kitti_layout(Path(options.root), options.seed, *size, **given)
     comm.barrier()
     # The other ranks find the scenes that rank 0 wrote, or write them if they don't share its disk.
-    write_kitti_layout(Path(options.root), options.seed, *size, cameras=cameras)
+    write_kitti_layout(Path(options.root), options.seed, *size, **given)
     in_kitti_layout = kitti.KittiOptions(options.root)
     return kitti.build(in_kitti_layout, split, max_depth, needs_ground_truth, maps=maps)
 

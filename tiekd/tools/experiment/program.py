@@ -4,12 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tiekd.distributed import hostfile, visible_devices
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
-from tiekd.tools.experiment import launch, report, runs, score, table
+from tiekd.tools.experiment import launch, networks, report, runs, score, table
 from tiekd.tools.experiment.launch import Launcher
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
 from tiekd.tools.experiment.spec import Spec, row_of
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
     told = runs.check_scenes(every, spec)
     jobs = runs.chosen(every, args.only)
     if args.report:
+        if args.latency:
+            networks.measure_latency(every, spec.folder, partial(print, flush=True))
         return _report(spec, every, floors)
     runs.check_recipes(jobs, spec)
     print("\n".join(told), flush=True)

@@ -1,7 +1,7 @@
-"""Writes the report of an experiment: Markdown, JSON, and a plot.
+"""Writes the report of an experiment: Markdown, JSON, and plots.
 
-All three are made from one dict of results, which table.py computes, so they agree. The plot needs
-matplotlib (extra `plot`); if that isn't installed, the plot is left out, with a message.
+All are made from one dict of results, which table.py computes, so they agree. The plots need
+matplotlib (extra `plot`); if that isn't installed, they are left out, with a message.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tiekd.errors import LaunchError
 from tiekd.files import replace_bytes, replace_text
+from tiekd.tools.experiment import cost_plot, networks
 from tiekd.tools.experiment.table import as_number
 from tiekd.visualization import figures
 
@@ -31,7 +32,9 @@ _ROW_HEIGHT = 28
 
 
 def write(table: Mapping, folder: Path) -> list[str]:
-    """Writes report.md, report.json and, if matplotlib is installed, the plot report.png.
+    """Writes report.md, report.json and, if matplotlib is installed, report.png and costs.png.
+
+    costs.png is written only if rows differ in their network.
 
     Args:
         table: the results, as `table.compute` returns them.
@@ -50,10 +53,14 @@ def write(table: Mapping, folder: Path) -> list[str]:
         # Return without the plot if matplotlib isn't installed; the report with the numbers is
         # complete without it.
         return [*told, f"No report.png: {error}"]
-    png = plot(table)
-    if png is not None:
-        replace_bytes(folder / "report.png", png)
-        told[0] += f" {folder / 'report.png'}"
+    pngs = {
+        "report.png": plot(table),
+        "costs.png": cost_plot.draw(table, networks.read_latency(folder)),
+    }
+    for name, png in pngs.items():
+        if png is not None:
+            replace_bytes(folder / name, png)
+            told[0] += f" {folder / name}"
     return told
 
 
@@ -100,12 +107,17 @@ def _set(name: str, each: Mapping) -> list[str]:
     if each["shared_scenes"]:
         told = ", ".join(each["shared_scenes"])
         lines += [f"**Evaluated on scenes that were also trained on:** {told}.", ""]
+    if each["fold_overrides"]:
+        lines += ["Overrides of folds:", ""]
+        lines += [f"- {line}" for line in each["fold_overrides"]]
+        lines.append("")
     if not each["rows"]:
         return [*lines, "No run is finished.", ""]
     every = [*each["rows"].items(), *((f"*{key}*", row) for key, row in each["floors"].items())]
     # Begin the main table, which has the smallest detectable difference beside each row.
     detectable = _number(each["smallest_detectable"])
     heads = ["row", "seeds", *_TITLES.values(), f"smallest detectable ({each['metric']})"]
+    heads += ["parameters", "GMAC"]
     body = []
     for row, found in every:
         # Leave the columns for seeds and the detectable difference empty for floors, i.e. baselines
@@ -113,7 +125,8 @@ def _set(name: str, each: Mapping) -> list[str]:
         is_floor = row.startswith("*")
         cells = [row, "" if is_floor else str(len(found["seeds"]))]
         cells += [_with_spread(found, metric) for metric in _TITLES]
-        body.append([*cells, "" if is_floor else detectable])
+        cells += ["", "", ""] if is_floor else [detectable, *_costs(found["network"])]
+        body.append(cells)
     lines += [*_markdown_table(heads, body), ""]
     if not each["floors"]:
         lines += ["The floors are not computed yet.", ""]
@@ -133,6 +146,12 @@ def _set(name: str, each: Mapping) -> list[str]:
     lines += _by_scene(every)
     lines += _by_range(every)
     return lines
+
+
+def _costs(network: Mapping) -> list[str]:
+    """Returns the cells of a network's parameters and multiply-adds."""
+    gmac = network["gmac"]
+    return [f"{network['parameters'] / 1e6:.2f} M", "-" if gmac is None else f"{gmac:.2f}"]
 
 
 def _comparisons(comparisons: Sequence[Mapping]) -> list[str]:

@@ -242,16 +242,19 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
     runs, floors = [], []
     for name, each in spec.sets.items():
         here = []
+        every = {}
         for place, fold in enumerate(each.parts):
             number = None if each.folds is None else place
             of_rows = {row: _prepared(spec, name, row, fold, read) for row in spec.rows}
-            _check_protocols(name, of_rows)
+            told = "" if number is None else f", fold {number}"
+            every |= {f"{row}{told}": prepared for row, prepared in of_rows.items()}
             here += [
                 _run(spec, (name, row, seed, number), of_rows[row], engine)
                 for row in spec.rows
                 for seed in spec.seeds
             ]
             floors.append(_floors(spec, (name, number), of_rows[row_of(each.primary[1])], engine))
+        _check_protocols(name, every)
         runs += sorted(here, key=functools.partial(_order, spec, each))
     return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
 
@@ -316,6 +319,7 @@ def _prepared(
     """
     recipe = spec.recipe_of(row)
     overrides = [*spec.set, *spec.sets[name].overrides(fold), *spec.rows[row].set]
+    overrides += () if fold is None else fold.rows.get(row, ())
     overrides += ["train.epochs=null", f"train.iterations={spec.steps}", "train.validate=true"]
     if spec.weights == "last":
         # Evaluate once, at the end, so that no evaluation chooses the weights.
@@ -381,7 +385,7 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
 
     Args:
         name: the set's name.
-        rows: name of each row -> the row on the set's data.
+        rows: name of each row -> the row on the set's data, those of each fold.
 
     Raises:
         RecipeError: rows differ in evaluation crop, smallest depth or largest evaluated depth.

@@ -19,6 +19,7 @@ from tiekd.config.build import settings
 from tiekd.data.splits import read_lines
 from tiekd.errors import RecipeError
 from tiekd.files import check_readable
+from tiekd.tools.experiment.overrides import check_folds, keys_of
 
 METRICS = ("abs_rel", "abs_rel_aligned", "silog", "edge")
 READOUTS = ("mean", "mode", "local")  # as in tiekd/models/readout.py, which imports torch
@@ -49,10 +50,27 @@ class Fold:
         train: path of the split file of the training frames. It is relative to the folder of the
             specification if the file exists there, otherwise to `data.root`.
         val: path of the split file of the validation frames, likewise.
+        set: overrides of the recipes of all rows on this fold, as for `--set`.
+        rows: name of a row -> further overrides of its recipe on this fold.
     """
 
     train: str
     val: str
+    set: Sequence[str] = ()
+    rows: Mapping = field(default_factory=dict)
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """The fold's split files by their key, "train" or "val"."""
+        return {"train": self.train, "val": self.val}
+
+    def overrides_of(self, row: str) -> list[str]:
+        """Returns the fold's overrides of a row's recipe, as for `--set`.
+
+        Args:
+            row: the row's name.
+        """
+        return [*self.set, *self.rows.get(row, ())]
 
 
 @dataclass(frozen=True)
@@ -93,17 +111,17 @@ class DataSet:
         return [None] if self.folds is None else list(self.folds)
 
     def overrides(self, fold: Fold | None) -> list[str]:
-        """Returns the overrides that select the set's data, as for `--set`.
+        """Returns the overrides that select the set's data, and those of a fold, as for `--set`.
 
         Args:
             fold: the fold; None for a set without folds.
         """
-        lists = {"train": self.train, "val": self.val} if fold is None else vars(fold)
+        lists = {"train": self.train, "val": self.val} if fold is None else fold.lists
         given = [f"data.{key}_split={path}" for key, path in lists.items() if path is not None]
         if self.size is not None:
             height, width = self.size
             given.append(f"data.resize={{height: {height}, width: {width}, mode: stretch}}")
-        return [*self.set, *given]
+        return [*self.set, *given, *(() if fold is None else fold.set)]
 
 
 @dataclass(frozen=True)
@@ -330,8 +348,14 @@ def read(path: Path) -> Spec:
     parts = {"set": spec.set}
     parts |= {f"sets.{name}.set": each.set for name, each in sets.items()}
     parts |= {f"rows.{name}.set": row.set for name, row in rows.items()}
+    for name, each in sets.items():
+        parts |= dict(_fold_overrides(name, each))
     for where, overrides in parts.items():
         _check_overrides(where, overrides, spec.weights)
+    for name, each in sets.items():
+        check_folds(
+            f"sets.{name}.folds", each.folds or (), {row: of.set for row, of in rows.items()}
+        )
     return spec
 
 
@@ -391,12 +415,36 @@ def _data_set(node: object, where: str) -> DataSet:
     for place, fold in enumerate(each.folds):
         here = f"{where}.folds.{place}"
         _check_needed(fold, ("train", "val"), here)
-        folds.append(settings({here: fold}, here, Fold))
+        made = settings({here: fold}, here, Fold)
+        rows = {row: _texts(given, f"{here}.rows.{row}") for row, given in made.rows.items()}
+        folds.append(replace(made, rows=rows))
     if each.train is not None or each.val is not None:
         raise RecipeError(
             f"{where}: folds have their own lists; leave train and val out, or leave folds out"
         )
     return replace(each, folds=folds)
+
+
+def _texts(given: object, where: str) -> list[str]:
+    """Returns a list of overrides. Raises RecipeError for anything else."""
+    if not isinstance(given, list) or not all(isinstance(each, str) for each in given):
+        raise RecipeError(f"{where}: got {given!r:.60}; it must be a list of KEY=VALUE")
+    return given
+
+
+def _fold_overrides(name: str, each: DataSet) -> list[tuple[str, Sequence[str]]]:
+    """Returns the overrides of a set's folds, each with its place in the specification.
+
+    Args:
+        name: the set's name.
+        each: the set.
+    """
+    found = []
+    for place, fold in enumerate(each.folds or ()):
+        here = f"sets.{name}.folds.{place}"
+        found.append((f"{here}.set", fold.set))
+        found += [(f"{here}.rows.{row}", given) for row, given in fold.rows.items()]
+    return found
 
 
 def _with_own_lists(each: DataSet, folder: Path) -> DataSet:
@@ -521,11 +569,12 @@ def _check_test_list(spec: Spec, name: str, each: DataSet) -> None:
     # Compare the test list with all lists that training and selection read.
     lists = [("train", each.train), ("val", each.val)]
     for place, fold in enumerate(each.folds or ()):
-        lists += [(f"folds.{place}.{key}", path) for key, path in vars(fold).items()]
+        lists += [(f"folds.{place}.{key}", path) for key, path in fold.lists.items()]
     given = [(f"{where}.{key}", path) for key, path in lists if path is not None]
     # Compare the test list also with the values of all overrides, which may set any key to a list.
     everywhere = [("set", spec.set), (f"{where}.set", each.set)]
     everywhere += [(f"rows.{row}.set", spec.rows[row].set) for row in spec.rows]
+    everywhere += _fold_overrides(name, each)
     given += [(key, each.partition("=")[2]) for key, values in everywhere for each in values]
     for key, path in given:
         if Path(path) == Path(each.test):
@@ -545,33 +594,8 @@ def _check_overrides(where: str, overrides: Sequence[str], weights: str) -> None
     """
     controlled = _CONTROLLED | (_CONTROLLED_BY_LAST if weights == "last" else {})
     for override in overrides:
-        for key in _keys_of(override):
+        for key in keys_of(override):
             if key in controlled:
                 raise RecipeError(
                     f"{where}: {override} would be replaced; {key} comes from {controlled[key]}"
                 )
-
-
-def _keys_of(override: str) -> list[str]:
-    """Returns the dotted keys of the values that an override sets, also inside a mapping.
-
-    Args:
-        override: the override, such as "train={seed: 3}".
-    """
-    key, _, text = override.partition("=")
-    try:
-        value = recipe_yaml.value(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        # Treat text that isn't valid YAML as a plain value; loading the recipe raises the error.
-        value = None
-    keys: list[str] = []
-
-    def add(place: str, node: object) -> None:
-        if not isinstance(node, dict):
-            keys.append(place)
-            return
-        for name, each in node.items():
-            add(f"{place}.{name}", each)
-
-    add(key.strip(), value)
-    return keys

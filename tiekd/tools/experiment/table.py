@@ -18,10 +18,10 @@ from tiekd.evaluation.floors import NAMES as FLOORS
 from tiekd.evaluation.frame_figures import FIGURES, FrameFigures
 from tiekd.evaluation.intervals import Comparison, Interval
 from tiekd.evaluation.range_errors import bounds_m
-from tiekd.tools.experiment import launch, score
+from tiekd.tools.experiment import launch, networks, score
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
-from tiekd.tools.experiment.spec import Spec
+from tiekd.tools.experiment.spec import Spec, row_of
 from tiekd.training.settings import Recipe
 
 COMPARED = ("abs_rel", "abs_rel_aligned", "silog", "edge")
@@ -210,19 +210,42 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
     cap = Recipe(load_recipe(reference.recipe, reference.overrides)).protocol("val").cap
     trained = [row for row, seeds in figures.rows.items() if seeds]
     comparisons = compare_rows(spec, name, figures)
+    jobs = {job.row: job for job in runs if job.set == name}
     failed = {row: _lost_to(figures, row) for row in trained}
     return {
         "frames": len(figures.names),
         "scenes": len(set(figures.scenes)),
         "shared_scenes": listing.shared_scenes(runs, spec, name),
+        "fold_overrides": _fold_overrides(spec, name),
         "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
-        "rows": {row: _row(figures, row, list(figures.rows[row]), cap) for row in trained},
+        "rows": {
+            row: {
+                **_row(figures, row, list(figures.rows[row]), cap),
+                "network": networks.counts(jobs[row_of(row)]),
+            }
+            for row in trained
+        },
         "floors_left_out": _left_out(spec, [job for job in floors if job.set == name]),
         "floors": {floor: _row(figures, floor, [0], cap) for floor in figures.floors},
         "comparisons": comparisons,
         "not_above_floors": {row: lost for row, lost in failed.items() if lost},
     }
+
+
+def _fold_overrides(spec: Spec, name: str) -> list[str]:
+    """Returns for each fold of a set that has overrides a line that states them.
+
+    Args:
+        spec: the experiment.
+        name: the set's name.
+    """
+    lines = []
+    for place, fold in enumerate(spec.sets[name].folds or ()):
+        told = [*fold.set, *(f"{row}: {' '.join(given)}" for row, given in fold.rows.items())]
+        if told:
+            lines.append(f"fold {place}: {'; '.join(told)}")
+    return lines
 
 
 def _left_out(spec: Spec, floors: Sequence[Job]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 The same bytes everywhere, depth that agrees with geometry, and a layout that is whole or not there.
 """
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_render_refuses_wrong_arguments(arguments):
 def test_write_kitti_layout_writes_split_and_files(tmp_path):
     """`write_kitti_layout` writes split files, images and depth maps in KITTI's layout."""
     root = tmp_path / "deep" / "set"
-    write_kitti_layout(root, 1, *SIZE, 3, 2, dense_val=True)
+    write_kitti_layout(root, 1, *SIZE, 3, 2, dense=["gt_dense"])
     train, test = (
         (root / f"kitti_eigen_{split}.txt").read_text().splitlines() for split in ("train", "test")
     )
@@ -219,6 +220,21 @@ def test_write_kitti_layout_writes_split_and_files(tmp_path):
         assert ((stored > 0) == (exact > 0)).all()
     assert len(list((root / "gt_dense").rglob("*.png"))) == 2
     assert [path.name for path in root.parent.iterdir()] == ["set"]
+
+
+def test_build_dense_has_ground_truth_wherever_a_surface_is(tmp_path):
+    """With `dense` training and validation frames have the exact depth; a sparse set is another."""
+    size = dict(zip(("height", "width"), SIZE, strict=True))
+    options = ScenesOptions(str(tmp_path / "set"), **size, num_train=2, num_val=1, dense=True)
+    for split, index in (("train", 1), ("val", FIRST_HELD_OUT_INDEX)):
+        frame = scenes.build(options, split, 80.0).frames[-1]
+        stored = read_levels(Path(frame.depth))[0].numpy() / np.float32(256)
+        exact = render(0, index, *SIZE).depth
+        assert np.abs(stored - exact).max() <= 0.5 / 256
+        assert ((stored > 0) == (exact > 0)).all()
+    assert not (tmp_path / "set" / "gt_dense").exists()
+    with pytest.raises(DataError, match="holds scenes made with .*'dense': True"):
+        scenes.build(dataclasses.replace(options, dense=False), "train", 80.0)
 
 
 def test_write_kitti_layout_keeps_existing_set(tmp_path):

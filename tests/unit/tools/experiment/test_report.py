@@ -28,6 +28,9 @@ def test_markdown_names_rows_floors_and_verdicts(found):
     new = found["sets"]["streets"]["rows"]["new"]
     assert f"| new | 3 | {new['abs_rel']:.4f} ± {new['abs_rel_sd']:.4f} |" in text
     assert "| *median map* |  | 0.2000 | 0.1000 |" in text
+    size = found["sets"]["streets"]["rows"]["new"]["network"]
+    assert f"| {size['parameters'] / 1e6:.2f} M | {size['gmac']:.2f} |\n" in text
+    assert "| parameters | GMAC |\n" in text
     assert "| **new - old** (primary) | abs_rel | -0.15" in text
     assert "new beats old |" in text
     assert (
@@ -46,6 +49,19 @@ def test_markdown_names_failed_and_unfinished_runs(found):
     text = report.markdown({**found, "failed": failed, "not_finished": ["streets/new seed 2"]})
     assert "- streets/old seed 1: no memory (`x/log.txt`)" in text
     assert "## Not finished\n\n- streets/new seed 2" in text
+
+
+def test_write_plots_costs_of_different_networks(found, tmp_path):
+    """costs.png is written if rows have different networks, with latencies that were measured."""
+    other = copy.deepcopy(found)
+    other["sets"]["streets"]["rows"]["new"]["network"]["gmac"] = 171.0
+    told = report.write(other, tmp_path)
+    assert told[0].endswith(f" {tmp_path}/costs.png")
+    before = (tmp_path / "costs.png").read_bytes()
+    latency = {"machine": {}, "threads": 1, "sets": {"streets": {"new": 3.0, "old": 1.0}}}
+    (tmp_path / "latency.json").write_text(json.dumps(latency))
+    report.write(other, tmp_path)
+    assert (tmp_path / "costs.png").read_bytes() != before
 
 
 def test_interval_without_ends_is_told_and_not_drawn(found):

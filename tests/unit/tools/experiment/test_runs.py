@@ -354,6 +354,37 @@ def test_check_scenes_counts_and_refuses_shared_scene(write, scenes):
         runs.check_scenes(runs.plan(spec)[0], spec)
 
 
+def test_overrides_of_a_fold_are_those_of_its_runs(write, scenes):
+    """A fold's overrides apply to its runs alone, those for a row to this row alone."""
+    lists = kitti_folds(scenes)
+    before = [job.key for job in runs.plan(write(**folds(scenes, lists)))[0]]
+    for place, fold in enumerate(lists):
+        fold["set"] = [f"optimizer.lr=0.{place + 1}"]
+        fold["rows"] = {"old": [f"losses.silog.weight=1.{place}"]}
+    planned, _ = runs.plan(write(**folds(scenes, lists)))
+    for job in planned:
+        assert f"optimizer.lr=0.{job.fold + 1}" in job.overrides
+        assert (f"losses.silog.weight=1.{job.fold}" in job.overrides) == (job.row == "old")
+    assert not set(before) & {job.key for job in planned}
+    # A fold that is changed is another run; the others stay.
+    lists[1]["set"] = ["optimizer.lr=0.5"]
+    again = [job.key for job in runs.plan(write(**folds(scenes, lists)))[0]]
+    same = [job.fold for job, key in zip(planned, again, strict=True) if job.key == key]
+    assert set(same) == {0}
+    assert len(same) == len(planned) / 2
+
+
+def test_plan_refuses_folds_with_other_pixels(write, scenes):
+    """Folds that would be evaluated up to different depths are refused before the first run."""
+    lists = kitti_folds(scenes)
+    for fold, cap in zip(lists, (80, 20), strict=True):
+        fold["set"] = [f"evaluation.cap={cap}"]
+    with pytest.raises(
+        RecipeError, match=r"new, fold 1: evaluation\.cap .* is 20.* for new, fold 0"
+    ):
+        runs.plan(write(**folds(scenes, lists)))
+
+
 def test_check_scenes_refuses_fold_trained_on_its_scene(write, scenes):
     """A fold that trains on a scene on which it is evaluated is refused."""
     lists = kitti_folds(scenes)

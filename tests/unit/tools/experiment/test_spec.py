@@ -8,12 +8,15 @@ import pytest
 import yaml
 
 from tiekd.config.recipe import load_recipe
+from tiekd.data import splits
 from tiekd.errors import RecipeError, UserError
 from tiekd.tools.experiment import planted_teachers, runs
 from tiekd.tools.experiment import spec as specs
 from tiekd.training.settings import Recipe
 
-SHIPPED = sorted((Path(__file__).parents[4] / "model_configs" / "experiments").glob("*.yaml"))
+EXPERIMENTS = Path(__file__).parents[4] / "model_configs" / "experiments"
+SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
+REAL = [path for path in sorted(EXPERIMENTS.glob("real/*.yaml")) if "\nrows:" in path.read_text()]
 # Those of maps that are cached first, or of frames of the user's.
 PREPARED = ("sigmas", "indoor_cameras")
 PLANNED = [path for path in SHIPPED if path.stem not in PREPARED]
@@ -67,6 +70,67 @@ def test_size_and_folds_become_overrides(tmp_path):
         "data.val_split=v1",
         "data.resize={height: 96, width: 320, mode: stretch}",
     ]
+
+
+def with_folds(**of_second):
+    folds = [
+        {"train": "t0", "val": "v0", "set": ["teacher.maps=m0"]},
+        {"train": "t1", "val": "v1", "set": ["teacher.maps=m1"], **of_second},
+    ]
+    return changed("sets.streets", {"primary": ["a", "b"], "folds": folds, "set": ["log=null"]})
+
+
+def test_overrides_of_a_fold_come_after_those_of_its_set(tmp_path):
+    """Each fold's own overrides are added to those of the set."""
+    each = read(tmp_path, with_folds()).sets["streets"]
+    assert [each.overrides(part)[-1] for part in each.parts] == [
+        "teacher.maps=m0",
+        "teacher.maps=m1",
+    ]
+    assert each.overrides(each.parts[0])[0] == "log=null"
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (
+            {"set": ["train.seed=1"]},
+            "folds.1.set: train.seed=1 would be replaced; train.seed comes",
+        ),
+        ({"rows": {"a": ["train={epochs: 2}"]}}, "folds.1.rows.a: train={epochs: 2} would be rep"),
+        ({"set": "teacher.maps=m1"}, "sets.streets.folds.1.set: got 'teacher.maps=m1'; it must be"),
+        (
+            {"rows": {"a": "b=1"}},
+            "sets.streets.folds.1.rows.a: got 'b=1'; it must be a list of KEY",
+        ),
+        ({"rows": {"a": [1]}}, "sets.streets.folds.1.rows.a: got [1]; it must be a list of KEY"),
+        ({"set": []}, "folds.1: teacher.maps of a is set in only one of folds 0 and 1"),
+    ],
+)
+def test_read_refuses_overrides_of_folds(tmp_path, second, told):
+    """Overrides of folds are checked as those of rows are, and against each other."""
+    with pytest.raises(RecipeError) as error:
+        read(tmp_path, with_folds(**second))
+    assert told in str(error.value)
+
+
+def test_read_refuses_row_that_replaces_the_folds_teacher(tmp_path):
+    """A row's own teacher would be that of every fold, so it is refused; none is allowed."""
+    node = with_folds()
+    node["rows"]["a"]["set"] = ["teacher=null"]
+    assert read(tmp_path, node).rows["a"].set == ["teacher=null"]
+    node["rows"]["a"]["set"] = ["teacher={maps: mine}"]
+    with pytest.raises(RecipeError, match=r"rows\.a\.set: teacher\.maps is set by sets\.streets"):
+        read(tmp_path, node)
+
+
+def test_read_refuses_test_list_in_overrides_of_a_fold(tmp_path):
+    """A fold's override that lets a row read the test list is refused."""
+    node = with_folds(rows={"a": ["data.extra=test.txt"]})
+    node["sets"]["streets"]["folds"][0]["rows"] = {"a": ["data.extra=x"]}
+    node["sets"]["streets"]["test"] = "test.txt"
+    with pytest.raises(RecipeError, match=r"folds\.1\.rows\.a: test\.txt is the test list"):
+        read(tmp_path, node)
 
 
 def test_lists_beside_the_specification_are_found(tmp_path, monkeypatch):
@@ -225,6 +289,80 @@ def test_shipped_specifications_of_prepared_data_have_valid_recipes(monkeypatch)
                 runs._check_recipe(recipe, spec.steps, row.readouts)
                 assert recipe.teachers.is_given == (path.stem == "sigmas")
                 assert recipe.data["root"].startswith("data/")
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
+def test_specifications_of_real_frames_are_split_by_scene(path, monkeypatch):
+    """Rows are what a training takes; no fold trains on a scene that a fold is evaluated on."""
+    monkeypatch.setattr(runs, "build_network", lambda node: None)  # packaged weights may be absent
+    monkeypatch.setattr(runs, "check_readout", lambda network, readout: None)
+    spec = specs.read(path)
+    scene = spec.scene_rule()
+    for name, each in spec.sets.items():
+        seen = set()
+        first = each.parts[0]  # all folds set the same keys
+        for row in spec.rows:
+            overrides = [*spec.set, *each.overrides(first), *spec.rows[row].set]
+            overrides += () if first is None else first.rows.get(row, ())
+            recipe = Recipe(load_recipe(spec.recipe_of(row), overrides))
+            runs._check_recipe(recipe, spec.steps, spec.rows[row].readouts)
+            assert recipe.teachers.is_given == ("teacher=null" not in overrides)
+            assert recipe.data["root"] == f"data/{name}"
+        for part in each.folds or ():
+            train, val = (splits.read_split(Path(file)) for file in part.lists.values())
+            held_out = {scene(frame.image) for frame in val}
+            assert not held_out & {scene(frame.image) for frame in train}
+            assert not held_out & seen
+            seen |= held_out
+            assert all(frame.ground_truth for frame in val)
+
+
+def test_indoor_folds_label_25_frames_and_hold_out_rooms_of_nyu():
+    """Students see some 25 labels, their teachers all depth of the same frames, none of val."""
+    lists = EXPERIMENTS / "real" / "lists"
+    for fold in (1, 2, 3):
+        every, labelled, val = (
+            splits.read_split(lists / f"indoor_fold{fold}_{kind}.txt") for kind in ("a", "b", "val")
+        )
+        assert [frame.image for frame in every] == [frame.image for frame in labelled]
+        assert all(frame.ground_truth for frame in every)
+        assert 24 <= sum(frame.ground_truth is not None for frame in labelled) <= 26
+        assert sum(frame.image.startswith("nyu_") for frame in val) >= 7
+
+
+def test_indoor_screening_has_the_rows_of_the_outdoor_one():
+    """Both screenings try the same losses; indoors one teacher more saw the labels alone."""
+    outdoor, indoor = (
+        specs.read(EXPERIMENTS / "real" / f"{name}_screening.yaml")
+        for name in ("outdoor", "indoor")
+    )
+    of_indoor = {name.replace("teacher", "stereo"): row for name, row in indoor.rows.items()}
+    assert [*outdoor.rows, "label_stereo_silog_labels"] == [*of_indoor]
+    for name, row in outdoor.rows.items():
+        assert row.set[-1] == of_indoor[name].set[-1]
+
+
+@pytest.mark.parametrize("name", ["outdoor", "indoor"])
+def test_headlines_repeat_rows_of_the_screenings(name):
+    """Five rows as in a screening, but for the maps' folder; one is compared with the others."""
+    spec = specs.read(EXPERIMENTS / "real" / f"headline_{name}.yaml")
+    known = {}
+    for path in REAL:
+        if path.name in (f"{name}_screening.yaml", f"{name}_more.yaml"):
+            screened = specs.read(path)
+            known |= screened.rows
+            assert spec.steps == screened.steps
+    assert (spec.headline, len(spec.rows), len(spec.seeds)) == (True, 5, 5)
+
+    def lines(row):
+        return [each for each in row.set if not each.startswith("teacher.maps=")]
+
+    for row, own in spec.rows.items():
+        assert (own.recipe, lines(own)) == (known[row].recipe, lines(known[row]))
+    each = spec.sets[name]
+    assert (each.test, each.primary[1]) == ("test.txt", "labels_dpm")
+    assert {pair[0] for pair in each.compare} == {each.primary[0]}
+    assert len({pair[1] for pair in each.compare} | {each.primary[1]}) == 4
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.name)

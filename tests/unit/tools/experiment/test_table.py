@@ -217,7 +217,11 @@ def test_collect_joins_folds(tmp_path, scenes):
         rest = [line for line in lines if line not in part]
         (scenes / f"t{place}.txt").write_text("".join(rest))
         (scenes / f"v{place}.txt").write_text("".join(part))
-        folds.append({"train": f"t{place}.txt", "val": f"v{place}.txt"})
+        own = {
+            "set": [f"log.interval={place + 5}"],
+            "rows": {"old": [f"losses.silog.weight=1.{place}"]},
+        }
+        folds.append({"train": f"t{place}.txt", "val": f"v{place}.txt", **own})
     sets = {"streets": {"primary": ["new", "old"], "folds": folds}}
     sets["streets"]["set"] = [f"data={{name: kitti, root: {scenes}}}"]
     spec = small_experiment.write(tmp_path, scenes, scenes={"regex": "^([^/]+)/"}, sets=sets)
@@ -233,6 +237,11 @@ def test_collect_joins_folds(tmp_path, scenes):
         "new": [0, 1, 2],
         "old": [0, 1],
     }
+    # The report states what each fold overrides.
+    told = [f"fold {n}: log.interval={n + 5}; old: losses.silog.weight=1.{n}" for n in (0, 1)]
+    computed = table.compute(spec, planned, of_sets)
+    assert computed["sets"]["streets"]["fold_overrides"] == told
+    assert f"Overrides of folds:\n\n- {told[0]}\n- {told[1]}\n" in report.markdown(computed)
 
 
 def test_compute_counts_readings_of_test_list(tmp_path, scenes):
