@@ -162,6 +162,25 @@ def recipe_of(recipe: Mapping, data_set: DataSet) -> dict:
     return found
 
 
+def option_of_set(option: str, name: str, recipe: Mapping) -> str:
+    """Returns an override of one set's own recipe as one of the whole recipe.
+
+    Args:
+        option: The override, such as "data.val_fraction=0.2" or "teacher.flip=true".
+        name: The set's name.
+        recipe: The recipe; if its `data` is a mapping, the override stays.
+    """
+    if not is_list(recipe):
+        return option
+    section, _, key = option.partition(".")
+    has_teacher = any(each in recipe["data"][place_of(name, recipe)] for each in _TEACHERS)
+    if section in _TEACHERS and has_teacher:
+        return f"data.{name}.{option}"
+    if section == "data" and re.split("[.=]", key)[0] not in SHARED:
+        return f"data.{name}.{key}"
+    return option
+
+
 def put_teachers(recipe: dict, of_sets: list[dict]) -> dict:
     """Returns a copy of a recipe with other values in the sections of its sets' own teachers.
 
@@ -211,8 +230,8 @@ def place_of(key: str | int, recipe: Mapping) -> int | None:
     names = [name_of(node) if isinstance(node, Mapping) else None for node in entries]
     if key in names:
         return names.index(key)
-    is_number = isinstance(key, int) or key.isdecimal()
-    return int(key) if is_number and int(key) < len(entries) else None
+    places = [str(place) for place in range(len(entries))]
+    return places.index(str(key)) if str(key) in places else None
 
 
 def check_entry(node: object, where: str) -> None:

@@ -10,6 +10,7 @@ training that replaces the best weights writes them without a temperature.
     temperature, criterion     the fitted T, and by what it was fitted
     band                       confidence is the probability that depth is within this share
     against, reference         "ground truth" or "the teacher", and which
+    data_set                   of several data sets the one whose frames they are; else not there
     same_sequence, remarks     true if frames of one folder are in both halves; what to know
     weights, iteration         the weights file's name, and when it was trained
     fitted, reported           of each half of the frames: frames, sequences, pixels
@@ -32,6 +33,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from tiekd import console, files
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import held_out, learned_from, least_size, trained_on
@@ -67,7 +69,9 @@ class _Run(NamedTuple):
 
     Attributes:
         work_dir: the run's folder.
-        recipe: its recipe, with overrides applied.
+        recipe: its recipe, with overrides applied; of several data sets that of the chosen one.
+        data_set: the name of the chosen data set; empty if the recipe has one.
+        held_out: the names of its validation frames at the run's start; None if unknown.
         weights: the weights file.
         content: the content of the weights file.
         target: the file to which the weights with the temperature are written.
@@ -78,12 +82,19 @@ class _Run(NamedTuple):
 
     work_dir: Path
     recipe: Recipe
+    data_set: str
+    held_out: list[str] | None
     weights: Path
     content: dict
     target: Path
     network: Network
     resize: Resize
     device: torch.device
+
+    @property
+    def section(self) -> str:
+        """The recipe's section that describes the frames, such as `data` or `data.street`."""
+        return f"data.{self.data_set}" if self.data_set else "data"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,8 +107,9 @@ def run(args: argparse.Namespace) -> None:
         UserError: the work dir, the weights, the recipe or the frames can't be used.
     """
     found = _find(args)
-    frames = _validation_frames(found)
-    remarks = _remarks(found.weights, frames, args.on_trained)
+    with errors_of_set(found.data_set):
+        frames = _validation_frames(found)
+    remarks = _remarks(found, frames, args.on_trained)
     print(f"Weights: {found.weights}")
     for line in learned_from.lines(learned_from.read(found.weights)):
         print(line)
@@ -123,7 +135,9 @@ def _find(args: argparse.Namespace) -> _Run:
             f"{args.work_dir}: no run to calibrate here (no {workdir.RECIPE}); give the work dir "
             f"that {console.command('train')} made"
         )
-    recipe = Recipe(load_recipe(config, args.overrides))
+    whole = Recipe(load_recipe(config, args.overrides))
+    data_set = whole.one_set(args.data_set)
+    names = inputs.held_out_of(inputs.read(work_dir), whole, data_set.name)
     # The lock keeps a training from replacing the weights meanwhile.
     workdir.lock(work_dir)
     weights = _weights(work_dir, given)
@@ -144,7 +158,8 @@ def _find(args: argparse.Namespace) -> _Run:
             f"with {console.command('import_weights')}"
         )
     network = network.to(device).eval()
-    return _Run(work_dir, recipe, weights, content, target, network, resize, device)
+    chosen = (data_set.recipe, data_set.name, names)
+    return _Run(work_dir, *chosen, weights, content, target, network, resize, device)
 
 
 def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
@@ -191,6 +206,7 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
         "band": confidence.BAND,
         "against": against,
         "reference": name,
+        **({"data_set": found.data_set} if found.data_set else {}),
         "same_sequence": halves.shares_sequence,
         "remarks": remarks,
         "weights": found.weights.name,
@@ -240,6 +256,8 @@ def table(found: dict) -> str:
     band, against = f"{found['band']:.0%}", found["against"]
     if found["reference"] != against:
         against += f": {found['reference']}"
+    if "data_set" in found:
+        against += f", data set {found['data_set']}"
     lines = [
         f"Confidence against {against}",
         *(f"Remark: {remark}" for remark in found["remarks"]),
@@ -331,17 +349,18 @@ def _validation_frames(found: _Run) -> Dataset:
     """
     recipe = found.recipe
     if not recipe.validates:
+        key = f"{found.section}.validate" if found.data_set else "train.validate"
         raise RecipeError(
-            "train.validate: false, so the run has no validation frames; --set train.validate=true "
-            "and data.val_split, a list of frames that it wasn't trained on"
+            f"{key}: false, so the run has no validation frames; set {key}=true and "
+            f"{found.section}.val_split, a list of frames that it wasn't trained on"
         )
     data = recipe.dataset if recipe.scores_teacher else recipe.without_teacher().dataset
-    names = inputs.held_out(inputs.read(found.work_dir), recipe)
-    frames = build_dataset(data, "val", as_evaluated=True, held_out=names)
+    frames = build_dataset(data, "val", as_evaluated=True, held_out=found.held_out)
     if len(frames) < 2:
         raise DataError(
             f"{len(frames)} validation frame, and two or more are needed, some to fit the "
-            "temperature and others to report; give more (data.val_split or data.val_fraction)"
+            f"temperature and others to report; give more ({found.section}.val_split or "
+            f"{found.section}.val_fraction)"
         )
     least = least_size.least_side(found.network)
     least_size.check_frames(frames, found.resize, least, "data.resize")
@@ -350,20 +369,20 @@ def _validation_frames(found: _Run) -> Dataset:
     return frames
 
 
-def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
+def _remarks(found: _Run, frames: Dataset, on_trained: bool) -> list[str]:
     """Returns what has to be known of the frames; refuses those that were all trained on.
 
     Args:
-        weights: the weights file, which records its training frames.
+        found: the run, whose weights file records its training frames.
         frames: the validation frames.
         on_trained: the option --on-trained.
     """
-    seen = trained_on.overlap_of(trained_on.read(weights), frames)
+    seen = trained_on.overlap_of(trained_on.read(found.weights), frames)
     if seen is not None and seen.is_whole and not on_trained:
         raise DataError(
-            f"{weights} was trained on all {seen.frames} validation frames, so that its confidence "
-            "on them says nothing of new images; give others (--set data.val_split=FILE), or say "
-            "--on-trained"
+            f"{found.weights} was trained on all {seen.frames} validation frames, so that its "
+            "confidence on them says nothing of new images; give others "
+            f"({found.section}.val_split=FILE), or say --on-trained"
         )
     remark = getattr(frames, "remark", "")
     remarks = [f"validation frames and training frames: {remark}"] if remark else []

@@ -17,7 +17,7 @@ from tiekd.data.augment.augment import Augment
 from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
-from tiekd.errors import RecipeError
+from tiekd.errors import LaunchError, RecipeError
 from tiekd.evaluation.agreement import TEACHER
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
@@ -178,18 +178,36 @@ class Recipe:
         """Returns the data sets that an option of a program asks for.
 
         Args:
-            name: The option's value, a set's name; None for all sets.
+            name: The option's value, a set's name or its number from 0; None for all sets.
             option: The option, for the message.
 
         Raises:
             RecipeError: There is no such set.
         """
         found = tuple(each for each in self.data_sets if name in (None, each.name))
+        if not found and self.is_mixed:
+            place = data_sets.place_of(name, self.node)
+            found = () if place is None else (self.data_sets[place],)
         if not found:
             names = ", ".join(each.name for each in self.data_sets)
             allowed = f"the recipe has: {names}" if self.is_mixed else "the recipe has one set"
             raise RecipeError(f"{option}: got {name!r}; {allowed}")
         return found
+
+    def one_set(self, name: str | None) -> SetRecipe:
+        """Returns the data set that `--data-set` asks for, in a program that takes only one.
+
+        Args:
+            name: The option's value, a set's name or its number from 0; None without the option.
+
+        Raises:
+            LaunchError: The recipe has several sets, and the option isn't given.
+            RecipeError: There is no such set.
+        """
+        if self.is_mixed and name is None:
+            names = ", ".join(each.name for each in self.data_sets)
+            raise LaunchError(f"--data-set: the recipe has several: {names}; give one of them")
+        return self.sets_named(name)[0]
 
     @property
     def has_teacher(self) -> bool:

@@ -32,6 +32,7 @@ class Calibrated(NamedTuple):
         remarks: What has to be known of the figures.
         figures: Name -> (before, after).
         curves: Stated confidence and the share of depths within the band, before and after.
+        data_set: The data set whose frames were used; empty if the recipe has one.
     """
 
     temperature: float
@@ -42,6 +43,7 @@ class Calibrated(NamedTuple):
     remarks: list[str]
     figures: dict[str, tuple[float, float]]
     curves: tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]
+    data_set: str = ""
 
 
 def read(work_dir: Path) -> Calibrated | None:
@@ -89,6 +91,7 @@ def _of_node(node: dict) -> Calibrated:
             if _is_number(value) and _is_number(after.get(key))
         },
         (_curve(before), _curve(after)),
+        str(node.get("data_set", "")),
     )
 
 

@@ -12,7 +12,7 @@ from tiekd.tools.report.place import Place
 from tiekd.tools.report.records import Records
 from tiekd.tools.report.shown_frames import Shown
 from tiekd.tools.report.symptoms import Suggestion
-from tiekd.training.settings import Recipe
+from tiekd.training.settings import Recipe, SetRecipe
 
 
 class Evaluation(NamedTuple):
@@ -48,6 +48,7 @@ class Content:
         time: When the report was made.
         place: The files that it is about.
         recipe: The recipe.
+        data_set: Its data set whose frames are evaluated.
         records: What the run has recorded.
         parameters: Number of the student's parameters.
         resize: The student's working resolution.
@@ -69,6 +70,7 @@ class Content:
     time: str
     place: Place
     recipe: Recipe
+    data_set: SetRecipe
     records: Records
     parameters: int
     resize: Resize

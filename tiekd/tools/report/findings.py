@@ -25,7 +25,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
     gain = None if measured.sigma is None else measured.sigma.gain.high
     flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
     return Findings(
-        recipe=content.recipe.node,
+        recipe=content.data_set.recipe.node,
         resize=content.resize,
         is_agreement=found.is_agreement,
         frames=sum(map(bool, result.frames.pixels)),
@@ -54,9 +54,11 @@ def _mid_air(content: Content) -> float:
 
 def _metric(content: Content) -> tuple[list[float], list[float]]:
     """Returns the validation metric of the log: iterations and values."""
-    run = content.records.run
-    rows = [] if run is None else [r for r in run.rows if r.mode == "val" and _METRIC in r.values]
-    return [row.iteration for row in rows], [row.values[_METRIC] for row in rows]
+    run, name = content.records.run, content.data_set.name
+    # The log has the metric of each data set beside that which chooses the best weights.
+    key = f"{name}/{_METRIC}" if name else _METRIC
+    rows = [] if run is None else [r for r in run.rows if r.mode == "val" and key in r.values]
+    return [row.iteration for row in rows], [row.values[key] for row in rows]
 
 
 def _worst_ratio(values: list[float]) -> float:

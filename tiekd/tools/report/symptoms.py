@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tiekd import console
+from tiekd.config import data_sets
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data.resize import Resize
 from tiekd.evaluation.range_errors import RangeFigures
@@ -44,6 +45,16 @@ class Suggestion(NamedTuple):
     symptom: str
     advice: str
     options: tuple[str, ...] = ()
+
+    def of_set(self, name: str, recipe: dict) -> "Suggestion":
+        """Returns the suggestion with overrides of the whole recipe instead of one data set's.
+
+        Args:
+            name: The data set that was evaluated; empty if the recipe has one.
+            recipe: The whole recipe.
+        """
+        options = (data_sets.option_of_set(option, name, recipe) for option in self.options)
+        return self._replace(options=tuple(options))
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ def _calibrated(content: Content) -> list[Markup]:
     if found is None:
         return []
     about = f"Temperature {found.temperature:.4g}, fitted against {found.against}"
+    if found.data_set:
+        about += f" of the data set {found.data_set}"
     if found.band is not None:
         about += f"; confidence is the probability that depth is within {found.band:.0%}"
     parts = [tag("h3", "Calibrated confidence"), tag("p", f"{about}.")]
