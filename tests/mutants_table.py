@@ -3816,6 +3816,14 @@ if passed_over:
         ("tests/unit/tools/report/test_measure.py",),
     ),
     Mutant(
+        "a_report_shows_depth_as_excess_width",
+        "tiekd.tools.report.measure",
+        "WatchedPredictor.__call__",
+        "self.spread(features, size).sigma",
+        "self.spread(features, size).depth",
+        ("tests/unit/tools/report/test_measure.py",),
+    ),
+    Mutant(
         "sigmas_are_half_as_reliable",
         "tiekd.tools.report.measure",
         "_quantile",

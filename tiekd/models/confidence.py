@@ -16,6 +16,10 @@ depth is within BAND of d. bin/calibrate.py fits T on validation frames. One num
 wrong order of pixels, nor distributions that are too wide near and too narrow far away: a head that
 learns a Gaussian target of half a metre shows about that width, also where its error is smaller.
 
+This sigma is what predictions and exported files have. It isn't that of tiekd/models/spread.py,
+which a teacher states and which the report of a run calls the excess width. That one is a
+half-width between quantiles, without a temperature and without the width of the training target.
+
 With a canonical camera sigma scales as depth does, with f / F; the band scales with depth, so that
 confidence needs no conversion. Flip averaging has no part in it: `load_student`, bin/predict.py and
 exported files don't flip, and a temperature is fitted to what they return, whatever

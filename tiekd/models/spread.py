@@ -5,9 +5,15 @@ a Gaussian, and ignores rare far bins, which would dominate a variance. A DPM he
 Gaussian of a given sigma as its target, so its distribution has that width even where the depth is
 certain. `Spread` subtracts this certain width: the variances of independent causes add up, so
 sigma^2 = width^2 - certain width^2. The rule is exact for Gaussians and approximate for
-distributions of other shapes. Costs: a distribution is computed for a few image rows at a time
-(`readout.in_strips`), with about 120 MiB of temporary memory at any image size, 260 MiB with modes,
-and without a host sync.
+distributions of other shapes.
+
+It is the sigma that a teacher with `teacher.sigma: {from: own}` states, and of a student the report
+of a run calls it the excess width. It isn't the sigma that predictions and exported files of a
+student have (tiekd/models/confidence.py): that one is the root of the expected squared error, with
+the certain width and a fitted temperature in it.
+
+Costs: a distribution is computed for a few image rows at a time (`readout.in_strips`), with about
+120 MiB of temporary memory at any image size, 260 MiB with modes, and without a host sync.
 """
 
 from collections.abc import Callable

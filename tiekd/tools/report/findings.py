@@ -22,7 +22,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
     result = measured.result
     # The same frames of a training compare with the same target.
     trained = content.training
-    gain = None if measured.sigma is None else measured.sigma.gain.high
+    gain = None if measured.excess is None else measured.excess.gain.high
     flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
     return Findings(
         recipe=content.data_set.recipe.node,
@@ -36,7 +36,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
         mid_air=_mid_air(content),
         reliability=measured.reliability,
         is_calibrated=content.records.temperature is not None,
-        sigma_gain=math.nan if gain is None else gain,
+        excess_gain=math.nan if gain is None else gain,
         trained_abs_rel=math.nan if trained is None else trained.measured.result.metrics[_METRIC],
         teacher_flip=statistics.median(flips) if flips else None,
         focal=focal,

@@ -1,10 +1,11 @@
 """Evaluates a run's student for its report, in one pass over the validation frames.
 
 The figures are those of bin/evaluate.py, from the same code. Beside them a pass collects how much
-each depth changes if the image is mirrored, and how well the sigma of a distribution over bins says
-how large the error is. Memory: figures per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with
-their sigmas, some 6 MB; no map is kept. Sigma and its error are those of the image as it is,
-without flip averaging, as an exported student gives them.
+each depth changes if the image is mirrored, and how well the excess width of a distribution over
+bins (tiekd/models/spread.py) says how large the error is. It isn't the sigma of predictions and
+exported files (tiekd/models/confidence.py), whose figures bin/calibrate.py measures. Width and
+error are those of the image as it is, without flip averaging. Memory: figures per frame, and at
+most _MAX_FRAMES x _MAX_PIXELS pixels with their excess widths, some 6 MB; no map is kept.
 """
 
 import math
@@ -39,13 +40,13 @@ _STD_OF_MEAN = math.sqrt(math.pi / 2)
 
 
 class Reliability(NamedTuple):
-    """How the sigmas of a student compare with its errors.
+    """How the excess widths of a student's distributions compare with its errors.
 
     Attributes:
         observed: For each of LEVELS the fraction of pixels whose error is within the interval that
-            would hold this fraction if errors were Gaussian with the stated sigma.
-        factor: The factor by which sigmas have to be multiplied on average; above 1 they are too
-            small, i.e. the student is over-confident.
+            would hold this fraction if errors were Gaussian with the excess width as sigma.
+        factor: The factor by which excess widths have to be multiplied on average; above 1 they are
+            too small, i.e. the student is over-confident.
     """
 
     observed: list[float]
@@ -62,9 +63,9 @@ class Measured(NamedTuple):
         flip: Median over frames of the median |log ratio| of the depth of the mirrored image to
             that of the image; None if the evaluation has no flip averaging.
         sizes: Number of images of each size (height, width).
-        sigma: How well sigma orders errors; None for a head without a distribution.
-        reliability: How large sigma is beside the errors; None likewise, or without a pixel.
-        pixels: The kept pixels, from which `sigma` was computed.
+        excess: How well the excess width orders errors; None for a head without a distribution.
+        reliability: How large it is beside the errors; None likewise, or without a pixel.
+        pixels: The kept pixels, with the excess width as sigma.
     """
 
     result: Result
@@ -72,7 +73,7 @@ class Measured(NamedTuple):
     relative_bias: float
     flip: float | None
     sizes: Counter
-    sigma: SigmaFigures | None
+    excess: SigmaFigures | None
     reliability: Reliability | None
     pixels: list[SigmaFrame]
 
@@ -82,7 +83,8 @@ class WatchedPredictor:
 
     Attributes:
         depth: (B, 1, H, W) metres, of the images as they are.
-        sigma: (B, 1, H, W) metres; None for a head without a distribution over bins.
+        excess: (B, 1, H, W) metres, the excess width; None for a head without a distribution over
+            bins.
         change: (B,) median |log ratio| of the mirrored image's depth to `depth`; None without flip.
 
     Args:
@@ -94,7 +96,7 @@ class WatchedPredictor:
         self.network, self.flip = network, flip
         self.spread = Spread(network.head) if Spread.is_in(network.head) else None
         self.depth: Tensor | None = None
-        self.sigma: Tensor | None = None
+        self.excess: Tensor | None = None
         self.change: Tensor | None = None
 
     @property
@@ -118,9 +120,9 @@ class WatchedPredictor:
         features = self.network.features(image)
         self.depth = self.network.read(features, size, focal=focal).depth
         if self.spread is not None:
-            self.sigma = self.spread(features, size).sigma
+            self.excess = self.spread(features, size).sigma
             if self.network.canonical is not None:
-                self.sigma = self.network.canonical.to_metres(self.sigma, focal)
+                self.excess = self.network.canonical.to_metres(self.excess, focal)
         if not self.flip:
             return self.depth
         mirrored = self.network(image.flip(-1), **({} if focal is None else {"focal": focal}))
@@ -131,7 +133,7 @@ class WatchedPredictor:
 
 
 class _Pixels:
-    """Watches an evaluation, and keeps a sample of pixels with sigma, error and depth.
+    """Watches an evaluation, and keeps a sample of pixels with excess width, error and depth.
 
     Args:
         predictor: The predictor that is evaluated.
@@ -169,16 +171,16 @@ class _Pixels:
         relative = (depth[box].double() - truth) / truth.double()
         self.relative += float(torch.where(counts, relative, 0.0).sum())
         self.count += int(counts.sum())
-        if self.predictor.sigma is None:
+        if self.predictor.excess is None:
             return
-        plain, sigma = (
+        plain, excess = (
             resizes.restored(values, self.resize, size, smooth=True)[box]
-            for values in (self.predictor.depth, self.predictor.sigma)
+            for values in (self.predictor.depth, self.predictor.excess)
         )
         for place, index in enumerate(indices):
             if index % self.every == 0:
                 here = counts[place]
-                maps = sigma[place][here], plain[place][here], truth[place][here]
+                maps = excess[place][here], plain[place][here], truth[place][here]
                 self.kept[index] = _sample(*(each.cpu().numpy() for each in maps), index)
 
 
@@ -210,15 +212,15 @@ def evaluate(
     watchers = [aligned, pixels]
     result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
     kept = [pixels.kept[index] for index in sorted(pixels.kept)]
-    has_sigma = predictor.spread is not None
+    has_excess = predictor.spread is not None
     return Measured(
         result,
         aligned.figures(result.frames),
         pixels.relative / pixels.count if pixels.count else math.nan,
         float(np.median(pixels.changes)) if pixels.changes else None,
         pixels.sizes,
-        sigma_quality.measure(kept, protocol.max_depth) if has_sigma else None,
-        reliability(kept) if has_sigma else None,
+        sigma_quality.measure(kept, protocol.max_depth) if has_excess else None,
+        reliability(kept) if has_excess else None,
         kept,
     )
 

@@ -2,7 +2,7 @@
 
 The frames are chosen by their figures after the evaluation and read once more, so that the pass
 over all frames keeps no map. Each map is drawn with the scales that the evaluation's other pictures
-have: depth to the network's largest depth, error and sigma to an eighth of it.
+have: depth to the network's largest depth, error and excess width to an eighth of it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from tiekd.visualization import pictures, views
 _EACH = 3  # frames of each kind
 _WIDTH = 320  # largest width of a picture, pixels; of wide images half as much again
 _WIDE = 2.0  # ratio of width to height from which images are wide
-LARGEST_ERROR = 1 / 8  # end of the scales of error and sigma, as a fraction of the depth scale
+LARGEST_ERROR = 1 / 8  # end of the scales of error and width, as a fraction of the depth scale
 
 
 class Chosen(NamedTuple):
@@ -133,12 +133,12 @@ def draw(
         student = resizes.restored(predictor(batch.image, *given), resize, size, smooth=True)
         # The batch has the image at the working resolution only.
         image = in_grey_levels(frames[each.index]).image.permute(1, 2, 0).numpy()
-        sigma = predictor.sigma
-        if sigma is not None:
-            sigma = _on_host(resizes.restored(sigma, resize, size, smooth=True))
+        excess = predictor.excess
+        if excess is not None:
+            excess = _on_host(resizes.restored(excess, resize, size, smooth=True))
         target = "teacher" if is_agreement else "ground truth"
         maps = {"ground truth": _on_host(batch.depth), "teacher": teacher}
-        cells = _cells(image, maps, _on_host(student), sigma, target, predictor.network.max_depth)
+        cells = _cells(image, maps, _on_host(student), excess, target, predictor.network.max_depth)
         found.append(Shown(each, _scaled(cells), size[1] >= _WIDE * size[0], flip))
     return found
 
@@ -195,7 +195,7 @@ def _cells(
     image: np.ndarray,
     known: dict[str, np.ndarray | None],
     student: np.ndarray,
-    sigma: np.ndarray | None,
+    excess: np.ndarray | None,
     target: str,
     max_depth: float,
 ) -> dict[str, np.ndarray]:
@@ -205,7 +205,7 @@ def _cells(
         image: (H, W, 3) uint8.
         known: "ground truth" and "teacher": (H, W) metres, 0 where unknown; None without any.
         student: (H, W) metres.
-        sigma: (H, W) metres; None if the student's head gives none.
+        excess: (H, W) metres, the excess width; None if the student's head gives none.
         target: The key in `known` of what the student is compared with.
         max_depth: End of the depth scale, metres.
     """
@@ -220,8 +220,8 @@ def _cells(
         radius = views.point_radius(maps[target])
         error = pictures.error_map(student, maps[target], largest, radius)
         cells[f"difference from {target}"] = error
-    if sigma is not None:
-        cells["confidence (sigma)"] = pictures.paint_error(sigma, largest)
+    if excess is not None:
+        cells["excess width"] = pictures.paint_error(excess, largest)
     return cells
 
 

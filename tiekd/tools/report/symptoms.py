@@ -23,7 +23,7 @@ _LEAST_SHARE = 0.02  # of all pixels, for a range to count
 _BIAS = 0.05  # of the depth
 _SCALE_SHARE = 0.7  # of abs_rel that is left after the best scale of each frame
 _MID_AIR = 0.25  # of the pixels near edges
-_FACTOR = 1.3  # of errors to sigmas
+_FACTOR = 1.3  # of errors to excess widths
 _GAP = 1.3  # ratio of the errors on validation and training frames
 _FLIP = 0.05  # of the depth
 _STILL_BETTER = 0.02  # by which the last third of a training has improved the metric
@@ -71,9 +71,10 @@ class Findings:
         relative_bias: Mean of (prediction - target) / target over pixels.
         ranges: Errors by range of depth, nearest first.
         mid_air: Fraction of the pixels near depth edges that are in mid-air.
-        reliability: How large sigma, before any temperature, is beside the errors.
+        reliability: How large the excess width is beside the errors.
         is_calibrated: True if the weights hold a temperature.
-        sigma_gain: How well sigma orders errors: 0 by chance, 1 perfectly; its lower bound.
+        excess_gain: How well the excess width orders errors: 0 by chance, 1 perfectly; the upper
+            end of its interval.
         trained_abs_rel: abs_rel on training frames.
         student_flip: Change of the student's depth if the image is mirrored.
         teacher_flip: The same of the teacher.
@@ -94,7 +95,7 @@ class Findings:
     mid_air: float = math.nan
     reliability: Reliability | None = None
     is_calibrated: bool = False
-    sigma_gain: float = math.nan
+    excess_gain: float = math.nan
     trained_abs_rel: float = math.nan
     student_flip: float | None = None
     teacher_flip: float | None = None
@@ -279,12 +280,12 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests a calibration of sigma if it is too small or too large beside the errors."""
-    # The temperature changes the sigma that is used, and `reliability` is without it.
+    """Suggests a calibration if excess widths are too small or too large beside the errors."""
+    # The temperature changes the sigma that is used, and `reliability` has none.
     if found.is_calibrated:
         return None
     factor = math.nan if found.reliability is None else found.reliability.factor
-    sigma, mend = None, "Multiply sigma by this factor where it is used."
+    sigma, mend = None, "Multiply this width by the factor where it is used."
     if found.head.get("name") == "dpm":
         sigma = float(found.head.get("sigma", 0.5))
         mend = (
@@ -293,26 +294,26 @@ def over_confident(found: Findings) -> Suggestion | None:
         )
     if factor > _FACTOR:
         return Suggestion(
-            f"Errors are {factor:.1f} times as large as the stated sigma: the student is "
-            "over-confident.",
+            f"Errors are {factor:.1f} times as large as the excess width of the distributions: the "
+            "student is over-confident.",
             f"{mend} A wider target in training makes the distributions wider too.",
             () if sigma is None else (f"network.head.sigma={_rounded(1.5 * sigma)}",),
         )
     if factor < 1 / _FACTOR:
         return Suggestion(
-            f"Errors are {factor:.2f} times as large as the stated sigma: the student is more "
-            "cautious than it need be.",
+            f"Errors are {factor:.2f} times as large as the excess width of the distributions: the "
+            "student is more cautious than it need be.",
             mend,
         )
     return None
 
 
-def sigma_without_order(found: Findings) -> Suggestion | None:
-    """Warns of a sigma that doesn't say where the errors are."""
-    if not found.sigma_gain <= 0:
+def width_without_order(found: Findings) -> Suggestion | None:
+    """Warns of distributions whose widths don't say where the errors are."""
+    if not found.excess_gain <= 0:
         return None
     return Suggestion(
-        "Pixels with a large sigma have no larger errors than others.",
+        "Pixels with a wide distribution have no larger errors than others.",
         "Don't use the confidence of this student. Train longer before you look at it again; if it "
         "stays so, several teachers, or a teacher with a sigma (teacher.sigma), say where depth is "
         "uncertain.",
@@ -376,7 +377,7 @@ RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
     worse_near,
     poor_edges,
     over_confident,
-    sigma_without_order,
+    width_without_order,
     teacher_flip,
     outliers,
 )
