@@ -4064,6 +4064,14 @@ if passed_over:
         ("tests/unit/data/loading/test_mixing.py",),
     ),
     Mutant(
+        "ranks_are_sliced_before_steps",
+        "tiekd.data.loading.sampler",
+        "RankShare.micro_batches",
+        "step * self.world_size + self.rank",
+        "self.rank * accumulation + step",
+        ("tests/unit/data/loading/test_sampler.py",),
+    ),
+    Mutant(
         "a_sets_own_epochs_all_have_one_order",
         "tiekd.data.loading.mixing",
         "MixedBatches._order",

@@ -16,6 +16,7 @@ from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
+from tiekd.data.loading.sampler import check_seed
 from tiekd.data.resize import Resize
 from tiekd.errors import LaunchError, RecipeError
 from tiekd.evaluation.agreement import TEACHER
@@ -310,8 +311,7 @@ class TrainSettings:
                 f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most "
                 "1e6"
             )
-        if self.seed < 0:
-            raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
+        check_seed(self.seed)
         if self.epochs is None and self.iterations is None:
             raise RecipeError(
                 "train: give either epochs or iterations; there is neither, so set one, for "
