@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1; default: a GPU if there is one")
     parser.add_argument("--on-trained", action="store_true", help="also on trained frames")
+    arguments.add_evaluated_set(parser)
     arguments.add_overrides(parser)
     return parser.parse_args()
 

@@ -75,9 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         type=paths.path_argument,
         help="write one image: input, ground truth, depth of each network, error",
     )
-    parser.add_argument(
-        "--data-set", metavar="NAME", help="of several data sets the one that is evaluated"
-    )
+    arguments.add_evaluated_set(parser)
     arguments.add_overrides(parser)
     arguments.add_local_rank(parser)
     args = parser.parse_args()

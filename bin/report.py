@@ -47,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         help="an exported .onnx or .pt2 elsewhere, whose size and latency to measure; repeatable",
     )
     add("--device", help="cpu, cuda, cuda:0 ...; default: a GPU if there is one")
+    arguments.add_evaluated_set(parser)
     arguments.add_overrides(parser)
     return parser.parse_args()
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from support import recipes
 
@@ -69,6 +70,30 @@ def make(folder: Path, against: str = "ground_truth", validate: bool = True) -> 
         teachers=TEACHERS,
     )
     return work_dir
+
+
+def mix(work_dir: Path, *names: str) -> None:
+    """Changes the files of a run to those of one with several data sets; the first is validated.
+
+    Args:
+        work_dir: What `make` returned.
+        names: The names of the sets, which all have the same images.
+    """
+    recipe = work_dir / workdir.RECIPE
+    node = yaml.safe_load(recipe.read_text())
+    data = node["data"]
+    node["data"] = [data | {"set": name, "validate": name == names[0]} for name in names]
+    recipe.write_text(dump_recipe(node))
+    record = json.loads((work_dir / inputs.NAME).read_text())
+    splits = {f"{names[0]} {split}": found for split, found in record["splits"].items()}
+    inputs.write(work_dir, record | {"recipe": node, "splits": splits})
+    (log,) = work_dir.glob("*.log.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        if "abs_rel" in row:
+            # The mean of all sets is another value.
+            row |= {f"{names[0]}/abs_rel": row["abs_rel"], "abs_rel": 2 * row["abs_rel"]}
+    log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _write_images(root: Path) -> None:

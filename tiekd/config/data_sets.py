@@ -169,6 +169,28 @@ def single_set_recipe(recipe: Mapping, data_set: DataSet) -> dict:
     return found
 
 
+def option_of_set(option: str, name: str, recipe: Mapping) -> str:
+    """Converts an override of a data set's own recipe into one of the whole recipe.
+
+    Args:
+        option: The override, such as "data.val_fraction=0.2" or "teacher.flip=true".
+        name: The set's name.
+        recipe: The whole recipe. If its `data` is a mapping, the override is returned unchanged.
+
+    Returns:
+        The override, such as "data.street.val_fraction=0.2".
+    """
+    if not is_list(recipe):
+        return option
+    section, _, key = option.partition(".")
+    has_teacher = any(each in recipe["data"][index_of(name, recipe)] for each in _TEACHERS)
+    if section in _TEACHERS and has_teacher:
+        return f"data.{name}.{option}"
+    if section == "data" and re.split("[.=]", key)[0] not in SHARED:
+        return f"data.{name}.{key}"
+    return option
+
+
 def replace_teachers(recipe: dict, of_sets: list[dict]) -> dict:
     """Returns a copy of a recipe with other sections `teacher` and `teachers`.
 
@@ -222,8 +244,8 @@ def index_of(key: str | int, recipe: Mapping) -> int | None:
     names = [name_of(node) if isinstance(node, Mapping) else None for node in entries]
     if key in names:
         return names.index(key)
-    is_number = isinstance(key, int) or key.isdecimal()
-    return int(key) if is_number and int(key) < len(entries) else None
+    places = [str(place) for place in range(len(entries))]
+    return places.index(str(key)) if str(key) in places else None
 
 
 def check_entry(node: object, where: str) -> None:

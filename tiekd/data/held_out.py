@@ -26,6 +26,8 @@ SAME_SEQUENCE = "same sequence, optimistic"
 _LEAST, _MOST = 0.5, 2
 # The smallest fraction of all frames in whole folders that `halves` accepts as the second half.
 _LEAST_HALF = 0.2
+_NUMBER = re.compile(r"(\d+)")
+_AS_ZEROS = str.maketrans("123456789", "000000000")
 
 
 class Halves(NamedTuple):
@@ -147,12 +149,16 @@ def _folders(names: Collection[str]) -> dict[str, set[str]]:
     Returns:
         folder -> names of its frames.
     """
-    paths = {name: PurePosixPath(name).parent.parts for name in names}
+    # Group frames by their whole folder first: of a million frames only folders become paths.
+    within: dict[str, list[str]] = {}
+    for name in names:
+        within.setdefault(name.rpartition("/")[0], []).append(name)
+    paths = {folder: PurePosixPath(folder).parts for folder in within}
     deepest = max(map(len, paths.values()), default=0)
     for level in range(1, deepest + 1):
         folders: dict[str, set[str]] = {}
-        for name, parts in paths.items():
-            folders.setdefault("/".join(parts[:level]), set()).add(name)
+        for folder, parts in paths.items():
+            folders.setdefault("/".join(parts[:level]), set()).update(within[folder])
         if len(folders) > 1:
             return folders
     return {"": set(names)}
@@ -160,10 +166,20 @@ def _folders(names: Collection[str]) -> dict[str, set[str]]:
 
 def _in_order(names: Collection[str]) -> list[str]:
     """Returns names sorted with numbers compared as numbers: frame_2 before frame_10."""
+    # Numbers of one width at the same places are in the order of the text.
+    if len({name.translate(_AS_ZEROS) for name in names}) <= 1:
+        return sorted(names)
+    numbers = (match.group() for name in names for match in _NUMBER.finditer(name))
+    most = max(map(len, numbers), default=1)
 
-    def key(name: str) -> list[tuple[int, int, str]]:
-        parts = re.split(r"(\d+)", name)
-        return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
+    def key(name: str) -> str:
+        # Each number is filled up to one width, and its own text tells 01 from 1. NUL ends a part:
+        # it comes before every character of a name, as the end of a text does.
+        parts = _NUMBER.split(name)
+        return "\0".join(
+            f"{int(part):0{most}}\0{part}" if place % 2 else part
+            for place, part in enumerate(parts)
+        )
 
     return sorted(names, key=key)
 

@@ -17,6 +17,10 @@ validation frames. A single T can't correct the order of the pixels' sigmas. Nor
 distributions that are too wide at small depths and too narrow at large ones: a head that is trained
 with a Gaussian target of half a metre predicts about that width even where its error is smaller.
 
+This sigma is what predictions and exported files have. tiekd/models/spread.py computes another one,
+which a teacher states and which the report of a run calls excess width: a half-width between
+quantiles, without a temperature and without the width of the training target.
+
 For a network with `canonical_focal` (tiekd/models/canonical.py), sigma is converted to metres like
 depth; confidence needs no conversion, because its bounds are relative to d. Depth isn't averaged
 with that of the mirrored image, because `load_student`, bin/predict.py and exported files don't do

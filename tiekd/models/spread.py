@@ -6,9 +6,15 @@ Gaussian of a given sigma as its target, so its distribution has that width even
 certain. `Spread` subtracts this certain width: the variances of independent causes add up, so
 sigma^2 = width^2 - certain width^2. The rule is exact for Gaussians and approximate for
 distributions of other shapes. `Spread` can also divide a distribution into its modes (separate
-peaks), and give depth and sigma of each. Costs: distributions are computed for a few image rows at
-a time (`readout.in_strips`), with about 120 MiB of temporary memory at any image size (260 MiB for
-modes), and without a host sync.
+peaks), and give depth and sigma of each.
+
+A teacher with `teacher.sigma: {from: own}` states this sigma, and the report of a run calls that of
+the student excess width. Predictions and exported files of a student have another sigma
+(tiekd/models/confidence.py): the root of the expected squared error, which contains the width of
+the training target and a fitted temperature.
+
+Costs: distributions are computed for a few image rows at a time (`readout.in_strips`), with about
+120 MiB of temporary memory at any image size (260 MiB for modes), and without a host sync.
 """
 
 from collections.abc import Callable

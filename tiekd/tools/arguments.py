@@ -154,7 +154,22 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
         parser: the program's parser.
     """
     parser.add_argument(
-        "--data-set", metavar="NAME", help="of several data sets the one; default all in turn"
+        "--data-set",
+        metavar="NAME",
+        help="of several data sets the one, by its name or number from 0; default all in turn",
+    )
+
+
+def add_evaluated_set(parser: argparse.ArgumentParser) -> None:
+    """Adds the option `--data-set NAME` of a program that takes one of several data sets.
+
+    Args:
+        parser: the program's parser.
+    """
+    parser.add_argument(
+        "--data-set",
+        metavar="NAME",
+        help="of several data sets the one that is evaluated, by its name or number from 0",
     )
 
 

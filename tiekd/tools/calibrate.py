@@ -13,6 +13,8 @@ the same bytes.
     band                       confidence is the probability that the true depth differs from the
                                predicted one by at most this share
     against, reference         "ground truth" or "the teacher", and the teacher's name
+    data_set                   name of the data set whose frames were used; only if the recipe has
+                               several
     same_sequence, remarks     true if a folder has frames in both halves; warnings for the user
     weights, iteration         name of the weights file, and the iteration of its weights
     fitted, reported           numbers of frames, sequences and pixels of each half
@@ -35,6 +37,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from tiekd import console, files
+from tiekd.config.data_sets import errors_of_set
 from tiekd.config.recipe import load_recipe
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import held_out, learned_from, least_size, trained_on
@@ -70,7 +73,10 @@ class _Run(NamedTuple):
 
     Attributes:
         work_dir: the run's folder.
-        recipe: the run's recipe, with overrides applied.
+        recipe: the run's recipe, with overrides applied; of several data sets, the recipe of the
+            chosen one.
+        data_set: the name of the chosen data set; empty if the recipe has one.
+        held_out: the names of its validation frames when the run began; None if unknown.
         weights: the weights file.
         content: the content of the weights file, a dict.
         target: the file to which the weights with the temperature are written.
@@ -81,12 +87,19 @@ class _Run(NamedTuple):
 
     work_dir: Path
     recipe: Recipe
+    data_set: str
+    held_out: list[str] | None
     weights: Path
     content: dict
     target: Path
     network: Network
     resize: Resize
     device: torch.device
+
+    @property
+    def section(self) -> str:
+        """The recipe's section that describes the frames, such as `data` or `data.street`."""
+        return f"data.{self.data_set}" if self.data_set else "data"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,8 +115,9 @@ def run(args: argparse.Namespace) -> None:
         UserError: the work dir, the weights, the recipe or the frames can't be used.
     """
     found = _find(args)
-    frames = _validation_frames(found)
-    remarks = _remarks(found.weights, frames, args.on_trained)
+    with errors_of_set(found.data_set):
+        frames = _validation_frames(found)
+    remarks = _remarks(found, frames, args.on_trained)
     print(f"Weights: {found.weights}")
     for line in learned_from.lines(learned_from.read(found.weights)):
         print(line)
@@ -138,7 +152,9 @@ def _find(args: argparse.Namespace) -> _Run:
             f"{args.work_dir}: no run to calibrate here (no {workdir.RECIPE}); give the work dir "
             f"that {console.command('train')} made"
         )
-    recipe = Recipe(load_recipe(config, args.overrides))
+    whole = Recipe(load_recipe(config, args.overrides))
+    data_set = whole.one_set(args.data_set)
+    names = inputs.held_out_of(inputs.read(work_dir), whole, data_set.name)
     # Lock the work dir, so that no training replaces the weights until this process has ended.
     workdir.lock(work_dir)
     weights = _weights(work_dir, given)
@@ -160,7 +176,8 @@ def _find(args: argparse.Namespace) -> _Run:
             f"with {console.command('import_weights')}"
         )
     network = network.to(device).eval()
-    return _Run(work_dir, recipe, weights, content, target, network, resize, device)
+    chosen = (data_set.recipe, data_set.name, names)
+    return _Run(work_dir, *chosen, weights, content, target, network, resize, device)
 
 
 def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
@@ -207,6 +224,7 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
         "band": confidence.BAND,
         "against": against,
         "reference": name,
+        **({"data_set": found.data_set} if found.data_set else {}),
         "same_sequence": halves.shares_sequence,
         "remarks": remarks,
         "weights": found.weights.name,
@@ -259,6 +277,8 @@ def table(found: dict) -> str:
     band, against = f"{found['band']:.0%}", found["against"]
     if found["reference"] != against:
         against += f": {found['reference']}"
+    if "data_set" in found:
+        against += f", data set {found['data_set']}"
     lines = [
         f"Confidence against {against}",
         *(f"Remark: {remark}" for remark in found["remarks"]),
@@ -364,17 +384,18 @@ def _validation_frames(found: _Run) -> Dataset:
     """
     recipe = found.recipe
     if not recipe.validates:
+        key = f"{found.section}.validate" if found.data_set else "train.validate"
         raise RecipeError(
-            "train.validate: false, so the run has no validation frames; --set train.validate=true "
-            "and data.val_split, a list of frames that it wasn't trained on"
+            f"{key}: false, so the run has no validation frames; set {key}=true and "
+            f"{found.section}.val_split, a list of frames that it wasn't trained on"
         )
     data = recipe.dataset if recipe.scores_teacher else recipe.without_teacher().dataset
-    names = inputs.held_out(inputs.read(found.work_dir), recipe)
-    frames = build_dataset(data, "val", as_evaluated=True, held_out=names)
+    frames = build_dataset(data, "val", as_evaluated=True, held_out=found.held_out)
     if len(frames) < 2:
         raise DataError(
             f"{len(frames)} validation frame, and two or more are needed, some to fit the "
-            "temperature and others to report; give more (data.val_split or data.val_fraction)"
+            f"temperature and others to report; give more ({found.section}.val_split or "
+            f"{found.section}.val_fraction)"
         )
     least = least_size.least_side(found.network)
     least_size.check_frames(frames, found.resize, least, "data.resize")
@@ -383,26 +404,26 @@ def _validation_frames(found: _Run) -> Dataset:
     return frames
 
 
-def _remarks(weights: Path, frames: Dataset, on_trained: bool) -> list[str]:
+def _remarks(found: _Run, frames: Dataset, on_trained: bool) -> list[str]:
     """Returns warnings for the user about the validation frames, one line each.
 
     They say if validation frames are similar to training frames, or if the weights were trained on
     some of them.
 
     Args:
-        weights: the weights file, which records its training frames.
+        found: the run, whose weights file records its training frames.
         frames: the validation frames.
         on_trained: the option --on-trained; True to allow frames that were all trained on.
 
     Raises:
         DataError: the weights were trained on all of the frames.
     """
-    seen = trained_on.overlap_of(trained_on.read(weights), frames)
+    seen = trained_on.overlap_of(trained_on.read(found.weights), frames)
     if seen is not None and seen.is_whole and not on_trained:
         raise DataError(
-            f"{weights} was trained on all {seen.frames} validation frames, so that its confidence "
-            "on them says nothing of new images; give others (--set data.val_split=FILE), or say "
-            "--on-trained"
+            f"{found.weights} was trained on all {seen.frames} validation frames, so that its "
+            "confidence on them says nothing of new images; give others "
+            f"({found.section}.val_split=FILE), or say --on-trained"
         )
     remark = getattr(frames, "remark", "")
     remarks = [f"validation frames and training frames: {remark}"] if remark else []

@@ -138,12 +138,9 @@ def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     Raises:
         LaunchError: the recipe has several data sets, and --data-set isn't given.
     """
+    own = recipe.one_set(args.data_set).recipe
     if not recipe.is_mixed:
-        return recipe.sets_named(args.data_set)[0].recipe
-    if args.data_set is None:
-        names = ", ".join(own.name for own in recipe.data_sets)
-        raise LaunchError(f"--data-set: the recipe has several: {names}; give one of them")
-    own = recipe.sets_named(args.data_set)[0].recipe
+        return own
     given = {key: getattr(args, key) for key in ("crop", "cap") if getattr(args, key) is not None}
     whole = recipe.section("evaluation")
     evaluation = own.section("evaluation") | {key: whole[key] for key in given}

@@ -22,6 +22,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
 from tiekd.data.frames import listed_frames
+from tiekd.data.listing import listed_once
 from tiekd.data.loading.loader import Unreadable, training_batches
 from tiekd.data.loading.sampler import (
     MicroBatches,
@@ -432,12 +433,13 @@ def _build_sets(recipe: Recipe, held_out: HeldOut) -> dict[str, Dataset]:
     Returns:
         A dict with the dataset "training" and, if the run validates, "validation".
     """
-    if recipe.is_mixed:
-        sets = mixed_data.build_sets(recipe, held_out)
-    else:
-        sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
-        if recipe.train.validate:
-            sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
+    with listed_once():
+        if recipe.is_mixed:
+            sets = mixed_data.build_sets(recipe, held_out)
+        else:
+            sets = {"training": build_dataset(recipe.dataset, "train", held_out=held_out)}
+            if recipe.train.validate:
+                sets["validation"] = build_dataset(recipe.dataset, "val", held_out=held_out)
     check_same(sets)
     return sets
 

@@ -316,6 +316,18 @@ def held_out(record: dict | None, recipe: Recipe) -> list[str] | None | dict[str
     return found if recipe.is_mixed else found[""]
 
 
+def held_out_of(record: dict | None, recipe: Recipe, data_set: str) -> list[str] | None:
+    """Returns the names of the validation frames of one data set, as `held_out` does.
+
+    Args:
+        record: The record of the inputs at the start; None for a new run.
+        recipe: The present recipe, with all of its data sets.
+        data_set: The set's name; empty if the recipe has one.
+    """
+    found = held_out(record, recipe)
+    return (found or {}).get(data_set) if recipe.is_mixed else found
+
+
 def _split(dataset: Dataset, old: dict | None) -> dict:
     if not isinstance(dataset, Frames):
         return {"count": len(dataset)}

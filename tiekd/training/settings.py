@@ -16,8 +16,9 @@ from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import DataSettings, loading_of, settings_of
 from tiekd.data.loading.loader import Loading
+from tiekd.data.loading.sampler import check_seed
 from tiekd.data.resize import Resize
-from tiekd.errors import RecipeError
+from tiekd.errors import LaunchError, RecipeError
 from tiekd.evaluation.agreement import TEACHER
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 
@@ -215,18 +216,36 @@ class Recipe:
         """Returns the data sets that a command-line option selects, as a tuple of `SetRecipe`.
 
         Args:
-            name: The option's value, the name of a data set; None for all data sets.
+            name: The option's value, a data set's name or its number from 0; None for all of them.
             option: The option's name, for the error message.
 
         Raises:
             RecipeError: There is no data set of this name.
         """
         found = tuple(each for each in self.data_sets if name in (None, each.name))
+        if not found and self.is_mixed:
+            index = data_sets.index_of(name, self.node)
+            found = () if index is None else (self.data_sets[index],)
         if not found:
             names = ", ".join(each.name for each in self.data_sets)
             allowed = f"the recipe has: {names}" if self.is_mixed else "the recipe has one set"
             raise RecipeError(f"{option}: got {name!r}; {allowed}")
         return found
+
+    def one_set(self, name: str | None) -> SetRecipe:
+        """Returns the data set that `--data-set` asks for, in a program that takes only one.
+
+        Args:
+            name: The option's value, a data set's name or its number from 0; None if it isn't given.
+
+        Raises:
+            LaunchError: The recipe has several sets, and the option isn't given.
+            RecipeError: There is no such set.
+        """
+        if self.is_mixed and name is None:
+            names = ", ".join(each.name for each in self.data_sets)
+            raise LaunchError(f"--data-set: the recipe has several: {names}; give one of them")
+        return self.sets_named(name)[0]
 
     @property
     def has_teacher(self) -> bool:
@@ -329,8 +348,7 @@ class TrainSettings:
                 f"train.timeout_minutes: got {self.timeout_minutes}; it must be above 0, at most "
                 "1e6"
             )
-        if self.seed < 0:
-            raise RecipeError(f"train.seed: got {self.seed}; it must be a whole number from 0")
+        check_seed(self.seed)
         if self.epochs is None and self.iterations is None:
             raise RecipeError(
                 "train: give either epochs or iterations; there is neither, so set one, for "

@@ -251,3 +251,23 @@ def test_documented_example_loads(tmp_path):
         part = each.recipe.dataset.part
         known = parameters_of(find(part["name"], "tiekd.data.datasets", "data"))
         assert part.keys() - {"name"} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "whole"),
+    [
+        ("data.val_fraction=0.2", "data.street.val_fraction=0.2"),
+        ("data.resize.height=96", "data.resize.height=96"),
+        ("data.augment={}", "data.augment={}"),
+        ("teacher.flip=true", "data.street.teacher.flip=true"),
+        ("train.epochs=3", "train.epochs=3"),
+    ],
+)
+def test_option_of_a_set_is_one_of_the_whole_recipe(tmp_path, option, whole):
+    """What belongs to one set is named by the set, and the override is accepted so."""
+    street = STREET | {"teacher": {"maps": "x"}}
+    recipe = loaded(tmp_path, [street, KITTI], teacher={"maps": "y"})
+    assert data_sets.option_of_set(option, "street", recipe) == whole
+    assert data_sets.option_of_set("teacher.flip=true", "kitti", recipe) == "teacher.flip=true"
+    alone = recipe | {"data": STREET}
+    assert data_sets.option_of_set(option, "", alone) == option

@@ -1,5 +1,7 @@
 """Validation frames are whole sequences, or the end of the only one after a gap."""
 
+import re
+
 import pytest
 
 from tiekd.data import held_out
@@ -98,3 +100,46 @@ def test_halves_of_a_tiny_folder_beside_a_large_one_cut_the_large_one():
     halves = held_out.halves(video("a/", 1) + video("b/", 19))
     assert len(halves.reported) == 10
     assert halves.shares_sequence
+
+
+NAMES = [
+    "a1",
+    "a01",
+    "a001",
+    "a2",
+    "a10",
+    "a",
+    "",
+    "a1b2",
+    "a1b10",
+    "a1b",
+    "ab",
+    "a-1",
+    "a 1",
+    "b/2",
+]
+NAMES += [
+    "1",
+    "01",
+    "10",
+    "2a",
+    "10a",
+    "a\u06631",
+    "a\u0661",
+    "a/1.png",
+    "a/10.png",
+    "a/9.png",
+    "a1/",
+]
+
+
+@pytest.mark.parametrize("names", [NAMES, ["x/07.png", "x/10.png", "x/01.png"], ["b", "a"], []])
+def test_in_order_compares_texts_and_numbers(names):
+    """Names are in the order of their parts: texts as texts, numbers as numbers, then as texts."""
+
+    def key(name):
+        parts = re.split(r"(\d+)", name)
+        return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
+
+    assert held_out._in_order(names) == sorted(names, key=key)
+    assert held_out._in_order(names[::-1]) == sorted(names, key=key)

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tiekd.data import listing
-from tiekd.data.listing import list_files, unlistable
+from tiekd.data.listing import list_files, listed_once, once, unlistable
 
 
 @pytest.fixture
@@ -99,3 +99,21 @@ def test_list_files_non_utf8_names(tree):
     """Names that aren't UTF-8 are listed."""
     os.mknod(os.fsencode(tree) + b"/K\xe4fer.png")
     assert os.fsencode(list_files(tree, refuse).files[1]) == b"K\xe4fer.png"
+
+
+def test_once_makes_anew_outside_of_listed_once():
+    """Inside the block each key is made once; outside nothing is kept."""
+    made = []
+
+    def make(value):
+        made.append(value)
+        return [value]
+
+    assert once("a", lambda: make(1)) == once("a", lambda: make(1)) == [1]
+    assert made == [1, 1]
+    with listed_once():
+        first = once(("a", [2]), lambda: make(2))
+        assert once(("a", [2]), lambda: make(4)) is first
+        assert once(("b", [2]), lambda: make(5)) == [5]
+    assert made == [1, 1, 2, 5]
+    assert once(("a", [2]), lambda: make(6)) == [6]

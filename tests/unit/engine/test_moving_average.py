@@ -118,3 +118,38 @@ def test_warm_up_rises_to_decay():
         average.num_updates = n
         decays.append(average.next_decay)
     assert decays == [0.1, 2 / 11, 0.91, 0.999, 0.999]
+
+
+def test_short_average_forgets_first_weights():
+    """After 20 updates nothing of the first weights is left, and without warm-up nearly all is."""
+    left = {}
+    for warms_up in (True, False):
+        engine = make_engine()
+        with torch.no_grad():
+            engine.module.scale.fill_(1.0)
+        average = MovingAverage(engine, 0.999, warms_up)
+        with torch.no_grad():
+            engine.module.scale.zero_()
+        for _ in range(20):
+            average.update(False)
+        left[warms_up] = float(average.weights()["scale"])
+    assert left[True] < 1e-6
+    assert left[False] == pytest.approx(0.999**20)
+
+
+def test_restored_average_continues_warm_up():
+    """An average that is restored after skipped and other steps equals an unbroken one."""
+    engine = make_engine()
+    unbroken = MovingAverage(engine, 0.999)
+    for n in range(8):
+        change(engine.module, seed=n)
+        unbroken.update(torch.tensor(float(n in (1, 6))))
+        if n == 4:
+            saved = unbroken.weights(), unbroken.num_updates
+            resumed = MovingAverage(engine, 0.999)
+            resumed.restore(*saved)
+        elif n > 4:
+            resumed.update(torch.tensor(float(n == 6)))
+    for name, value in unbroken.weights().items():
+        assert torch.equal(resumed.weights()[name], value), name
+    assert resumed.num_updates == unbroken.num_updates == 8

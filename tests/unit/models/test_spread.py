@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tiekd.kernels.target import bin_centres, bin_edges, gaussian_target
-from tiekd.models import spread
+from tiekd.models import confidence, spread
 from tiekd.models.build import build_network
 from tiekd.models.heads.adabins import AdaBins, AdaBinsOptions
 from tiekd.models.heads.dpm import Dpm, DpmOptions
@@ -55,6 +55,18 @@ def test_without_certain_leaves_nothing_of_the_training_target(target):
     assert left.abs().max() == 0
     # The published target is a plateau of 8.5 sigma to each side, not a Gaussian.
     assert certain[80].item() == pytest.approx(0.5 if target == "gaussian" else 2.9, rel=0.05)
+
+
+def test_excess_width_is_not_the_sigma_of_predictions():
+    """The training target has no excess width, and as a prediction the sigma of the target."""
+    depth = bin_centres(EDGES)[80].view(1, 1, 1, 1)
+    target = gaussians(depth, 0.5)
+    certain = spread.certain_widths(EDGES, 0.5, "gaussian", spread.half_width)
+    width = spread.half_width(target, EDGES)
+    assert float(spread.without_certain(width, depth, certain, EDGES)) == 0
+    for temperature in (1.0, 4.0):
+        _, sigma = confidence.certainty(target, depth, EDGES, temperature).flatten().tolist()
+        assert sigma == pytest.approx(0.5 * temperature**0.5, rel=0.05)
 
 
 @pytest.mark.parametrize("own", [0.3, 0.6, 2.0])

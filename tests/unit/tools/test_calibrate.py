@@ -5,6 +5,7 @@ import os
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def write_run(work_dir: Path, root: Path, network: dict, **changes) -> None:
 def arguments(work_dir: Path, **changes) -> Namespace:
     return Namespace(
         **{"work_dir": work_dir, "checkpoint": None, "out": None, "device": "cpu"}
-        | {"on_trained": False, "overrides": []}
+        | {"on_trained": False, "overrides": [], "data_set": None}
         | changes
     )
 
@@ -278,6 +279,44 @@ def test_calibrate_halves_are_data_sets(run):
         assert len(part.frames.cameras.codes) == len(names)
 
 
+def test_calibrate_takes_one_of_several_data_sets(run, root, capsys):
+    """Of several sets the one of --data-set is used, with the figures that it has by itself."""
+    write_run(run, root, recipes.STUDENT)
+    calibrate.run(arguments(run))
+    alone = json.loads((run / "confidence.json").read_text())
+    scenes = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    sets = [scenes | {"set": "street"}, scenes | {"set": "far", "num_train": 1, "validate": False}]
+    write_run(run, root, recipes.STUDENT, data=sets)
+    calibrate.run(arguments(run, data_set="street"))
+    found = json.loads((run / "confidence.json").read_text())
+    assert found.pop("data_set") == "street"
+    assert found == alone
+    assert "Confidence against ground truth, data set street" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "kind", "line"),
+    [
+        (None, LaunchError, "^--data-set: the recipe has several: street, far; give one of them$"),
+        ("x", RecipeError, "^--data-set: got 'x'; the recipe has: street, far$"),
+        ("2", RecipeError, "^--data-set: got '2'; the recipe has: street, far$"),
+        (
+            "far",
+            RecipeError,
+            "^data.far.validate: false, .*; set data.far.validate=true and data.f",
+        ),
+    ],
+)
+def test_calibrate_refuses_wrong_data_set(run, root, chosen, kind, line):
+    """No name, an unknown one and a set that isn't validated are one line each."""
+    scenes = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    sets = [scenes | {"set": "street"}, scenes | {"set": "far", "validate": False}]
+    write_run(run, root, recipes.STUDENT, data=sets)
+    with pytest.raises(kind, match=line):
+        calibrate.run(arguments(run, data_set=chosen))
+    assert not (run / "confidence.json").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "line"),
     [
@@ -336,8 +375,9 @@ def test_remarks_count_a_sampled_record(tmp_path, monkeypatch):
     assert record.name_bits
     torch.save(trained_on.as_plain(record), tmp_path / "w.pth")
     monkeypatch.setattr(trained_on, "MAX_HASHES", 100)
+    run = SimpleNamespace(weights=tmp_path / "w.pth", section="data")
     with pytest.raises(DataError, match="was trained on all 40 validation frames"):
-        calibrate._remarks(tmp_path / "w.pth", frames, False)
+        calibrate._remarks(run, frames, False)
 
 
 def test_halves_keep_cameras_and_sizes(tmp_path):

@@ -13,6 +13,7 @@ from support.fake_data import write_png
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, teacher_maps
 from tiekd.data.build import loading_of
+from tiekd.data.datasets import folder
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, RecipeError, TeacherError
@@ -24,6 +25,7 @@ from tiekd.models.network import Network
 from tiekd.training import criterion, startup_log
 from tiekd.training.build import (
     Parts,
+    _build_sets,
     build_hooks,
     build_parts,
     check_ignored_depths,
@@ -52,6 +54,32 @@ def test_check_ignored_depths_rejects_missing_max_depth(node):
     check_ignored_depths(
         network("ignore"), criterion.build({"dpm": {"max_depth": 10}, "mse": {}}, True)
     )
+
+
+def test_splits_of_a_run_are_from_one_listing(tmp_path, monkeypatch):
+    """A folder is listed once for both splits, so that a new file isn't in one of them alone."""
+    for number in range(20):
+        write_png(tmp_path / "rgb" / f"{number}.png", np.zeros((8, 8, 3), np.uint8))
+    listed = []
+
+    def list_files(*given):
+        found = folder_listing(*given)
+        write_png(tmp_path / "rgb" / f"new{len(listed)}.png", np.zeros((8, 8, 3), np.uint8))
+        listed.append(len(found.files))
+        return found
+
+    folder_listing = folder.list_files
+    monkeypatch.setattr(folder, "list_files", list_files)
+    data = {"name": "folder", "root": str(tmp_path), "images": "rgb", "workers": 0}
+    node = {"data": data, "network": {"min_depth": 0.1, "max_depth": 10.0}, "train": {"epochs": 1}}
+    node |= {"teacher": {"name": "mine"}, "evaluation": {"against": "teacher"}}
+    sets = _build_sets(Recipe(node), None)
+    assert listed == [20]
+    names = [{frame.name for frame in sets[key].frames} for key in ("training", "validation")]
+    assert [len(each) for each in names] == [17, 2]  # one between them is in neither
+    assert not names[0] & names[1]
+    _build_sets(Recipe(node), None)
+    assert listed == [20, 21]
 
 
 def test_dpm_loss_max_depth_excludes_far_pixels():

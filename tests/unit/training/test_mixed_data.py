@@ -426,13 +426,33 @@ def test_overlap_counts_frames_of_each_set(root):
         assert found.is_whole
 
 
+def test_held_out_names_of_one_set(root):
+    """A program that takes one set gets the validation frames of its record, by the set's name."""
+    recipe = Recipe(node(root))
+    record = {"recipe": recipe.node, "splits": {"own val": {"names": ["own3.png"]}}}
+    assert inputs.held_out_of(record, recipe, "own") == ["own3.png"]
+    assert inputs.held_out_of(record, recipe, "maps") is None
+    assert inputs.held_out_of(None, recipe, "own") is None
+    alone = recipe.data_sets[0].recipe
+    record = {"recipe": alone.node, "splits": {"val": {"names": ["own5.png"]}}}
+    assert inputs.held_out_of(record, alone, "") == ["own5.png"]
+
+
 def test_sets_are_chosen_by_name(root):
-    """`--data-set` takes a set by its name; another name is refused with those there are."""
+    """`--data-set` takes a set by name or number; another one is refused with those there are."""
     recipe = Recipe(node(root))
     assert [each.name for each in recipe.sets_named("maps")] == ["maps"]
+    assert [each.name for each in recipe.sets_named("1")] == ["maps"]
     assert [each.name for each in recipe.sets_named(None)] == ["own", "maps"]
-    with pytest.raises(RecipeError, match="^--data-set: got 'foo'; the recipe has: own, maps"):
-        recipe.sets_named("foo")
+    for wrong in ("foo", "2", "-1", "9" * 5000):
+        with pytest.raises(
+            RecipeError, match=f"^--data-set: got '{wrong}'; the recipe has: own, m"
+        ):
+            recipe.sets_named(wrong)
+    alone = recipe.data_sets[0].recipe
+    assert alone.sets_named("") == alone.sets_named(None) == (("", None, alone),)
+    with pytest.raises(RecipeError, match="^--data-set: got '0'; the recipe has one set$"):
+        alone.sets_named("0")
     with pytest.raises(RecipeError, match=r"^data: got a list of sets \(own, maps\)"):
         _ = recipe.dataset
     assert Loading(workers=0) == recipe.loading

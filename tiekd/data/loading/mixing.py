@@ -24,8 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from tiekd.data.loading.sampler import ALL_BATCHES, Order, RankShare, stated_order
-from tiekd.errors import RecipeError
+from tiekd.data.loading.sampler import ALL_BATCHES, Order, RankShare, check_seed, stated_order
 
 
 class Part(NamedTuple):
@@ -151,8 +150,7 @@ class MixedBatches(Sampler):
         accumulation: int = 1,
         share: RankShare = ALL_BATCHES,
     ):
-        if seed < 0:
-            raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
+        check_seed(seed)
         self.parts, self.batch_size, self.iterations = tuple(parts), batch_size, iterations
         self.seed, self.accumulation, self.share = seed, accumulation, share
         self._deal = Deal([part.weight for part in parts])
@@ -161,20 +159,13 @@ class MixedBatches(Sampler):
         # Cache of each data set's two newest permutations, keyed by epoch: a batch may begin in one
         # epoch of the data set and end in the next.
         self._orders: list[dict[int, Sequence[int]]] = [{} for _ in parts]
-        num_slices = accumulation * share.world_size
-        assert batch_size % num_slices == 0
-        self.micro_batch_size = batch_size // num_slices
 
     def __len__(self) -> int:
         return len(self.iterations) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for iteration in self.iterations:
-            keys = self.global_batch(iteration)
-            for step in range(self.accumulation):
-                # Slice the global batch by accumulation step, then by rank.
-                first = (step * self.share.world_size + self.share.rank) * self.micro_batch_size
-                yield keys[first : first + self.micro_batch_size]
+            yield from self.share.micro_batches(self.global_batch(iteration), self.accumulation)
 
     def global_batch(self, iteration: int) -> list[tuple[int, int]]:
         """Returns the (epoch, index) key of each sample of an iteration's batch, for all ranks.

@@ -178,9 +178,35 @@ class RankShare:
     rank: int = 0
     world_size: int = 1
 
+    def micro_batches(self, keys: Sequence, accumulation: int) -> Iterator[Sequence]:
+        """Yields this rank's micro-batches of a global batch, one for each accumulation step.
+
+        The global batch is sliced by accumulation step first, then by rank.
+
+        Args:
+            keys: The samples of the global batch, a multiple of all ranks' micro-batches.
+            accumulation: Micro-batches per iteration and rank.
+        """
+        num_slices = accumulation * self.world_size
+        assert len(keys) % num_slices == 0
+        size = len(keys) // num_slices
+        for step in range(accumulation):
+            first = (step * self.world_size + self.rank) * size
+            yield keys[first : first + size]
+
 
 # The share of a single rank, which reads all of every global batch.
 ALL_BATCHES = RankShare()
+
+
+def check_seed(seed: int) -> None:
+    """Raises RecipeError if a run's seed is negative.
+
+    Args:
+        seed: The seed.
+    """
+    if seed < 0:
+        raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
 
 
 class MicroBatches(Sampler):
@@ -218,8 +244,7 @@ class MicroBatches(Sampler):
     ):
         if num_samples < 1:
             raise RecipeError("data: no training samples are left; check the split file")
-        if seed < 0:
-            raise RecipeError(f"train.seed: got {seed}; it must be a whole number from 0")
+        check_seed(seed)
         self.num_samples = num_samples
         self.batch_size = batch_size
         self.iterations = iterations
@@ -228,9 +253,6 @@ class MicroBatches(Sampler):
         self.share = share
         self.groups = groups
         self.order_of = order_of
-        num_slices = accumulation * share.world_size
-        assert batch_size % num_slices == 0
-        self.micro_batch_size = batch_size // num_slices
 
     def __len__(self) -> int:
         return len(self.iterations) * self.accumulation
@@ -253,10 +275,7 @@ class MicroBatches(Sampler):
                     self.order_of,
                 )
             keys = [(epoch, index) for index in self._with_own_indices(batches[position]).tolist()]
-            for step in range(self.accumulation):
-                # Slice the global batch by accumulation step, then by rank.
-                first = (step * self.share.world_size + self.share.rank) * self.micro_batch_size
-                yield keys[first : first + self.micro_batch_size]
+            yield from self.share.micro_batches(keys, self.accumulation)
 
     def _with_own_indices(self, batch: np.ndarray) -> np.ndarray:
         """Returns a global batch in which each repetition of a sample has an index of its own.

@@ -34,6 +34,7 @@ class Calibrated(NamedTuple):
         figures: Name of a measurement -> (value with temperature 1, value with the fitted one).
         curves: Two curves, with temperature 1 and with the fitted one. Each is a list of stated
             confidences and a list of the shares of depths within the band.
+        data_set: Name of the data set whose frames were used; empty if the recipe has one.
     """
 
     temperature: float
@@ -44,6 +45,7 @@ class Calibrated(NamedTuple):
     remarks: list[str]
     figures: dict[str, tuple[float, float]]
     curves: tuple[tuple[list[float], list[float]], tuple[list[float], list[float]]]
+    data_set: str = ""
 
 
 def read(work_dir: Path) -> Calibrated | None:
@@ -91,6 +93,7 @@ def _of_node(node: dict) -> Calibrated:
             if _is_number(value) and _is_number(after.get(key))
         },
         (_curve(before), _curve(after)),
+        str(node.get("data_set", "")),
     )
 
 

@@ -12,7 +12,7 @@ from tiekd.tools.report.place import Place
 from tiekd.tools.report.records import Records
 from tiekd.tools.report.shown_frames import Shown
 from tiekd.tools.report.symptoms import Suggestion
-from tiekd.training.settings import Recipe
+from tiekd.training.settings import Recipe, SetRecipe
 
 
 class Evaluation(NamedTuple):
@@ -49,6 +49,7 @@ class Content:
         time: When the report was made, as text.
         place: The files of the run.
         recipe: The run's recipe.
+        data_set: The data set whose frames are evaluated.
         records: What the run has recorded in its work dir.
         parameters: Number of the student's parameters.
         resize: How images are resized to the student's input size.
@@ -70,6 +71,7 @@ class Content:
     time: str
     place: Place
     recipe: Recipe
+    data_set: SetRecipe
     records: Records
     parameters: int
     resize: Resize

@@ -43,14 +43,16 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
         The median focal length of the validation frames in pixels of the student's input; None if
         the focal length of a frame isn't known.
     """
-    recipe, left_out = content.recipe, content.left_out
+    name, _, recipe = content.data_set
+    left_out = content.left_out
     if not recipe.validates:
+        key = f"data.{name}.validate" if name else "train.validate"
         left_out.append(
-            "Everything about validation frames: the run didn't validate (train.validate is false)"
+            f"Everything about validation frames: the run didn't validate ({key} is false)"
         )
         return None
     # Evaluate every validation frame against ground truth or the teacher, as the recipe says.
-    held_out = inputs.held_out(content.records.inputs, recipe)
+    held_out = inputs.held_out_of(content.records.inputs, content.recipe, name)
     try:
         scores_teacher = recipe.scores_teacher
         data = (recipe if scores_teacher else recipe.without_teacher()).dataset

@@ -23,10 +23,10 @@ def findings_of(content: Content, focal: float | None) -> Findings:
     # Use the evaluation on training frames, which has the same target (ground truth or the
     # teacher).
     trained = content.training
-    gain = None if measured.sigma is None else measured.sigma.gain.high
+    gain = None if measured.excess is None else measured.excess.gain.high
     flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
     return Findings(
-        recipe=content.recipe.node,
+        recipe=content.data_set.recipe.node,
         resize=content.resize,
         is_agreement=found.is_agreement,
         frames=sum(map(bool, result.frames.pixels)),
@@ -37,7 +37,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
         mid_air=_mid_air(content),
         reliability=measured.reliability,
         is_calibrated=content.records.temperature is not None,
-        sigma_gain=math.nan if gain is None else gain,
+        excess_gain=math.nan if gain is None else gain,
         trained_abs_rel=math.nan if trained is None else trained.measured.result.metrics[_METRIC],
         teacher_flip=statistics.median(flips) if flips else None,
         focal=focal,
@@ -59,9 +59,12 @@ def _metric(content: Content) -> tuple[list[float], list[float]]:
     Args:
         content: The content of the report; both lists are empty if it has no log.
     """
-    run = content.records.run
-    rows = [] if run is None else [r for r in run.rows if r.mode == "val" and _METRIC in r.values]
-    return [row.iteration for row in rows], [row.values[_METRIC] for row in rows]
+    run, name = content.records.run, content.data_set.name
+    # With several data sets, the log has the metric of each beside that which chooses the best
+    # weights.
+    key = f"{name}/{_METRIC}" if name else _METRIC
+    rows = [] if run is None else [r for r in run.rows if r.mode == "val" and key in r.values]
+    return [row.iteration for row in rows], [row.values[key] for row in rows]
 
 
 def _worst_ratio(values: list[float]) -> float:

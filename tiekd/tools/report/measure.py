@@ -1,11 +1,12 @@
 """Evaluates a run's student for its report, in one pass over the validation frames.
 
 The metrics are those of bin/evaluate.py, from the same code. The same pass also measures how much
-each depth changes if the image is mirrored, and how well the student's sigma agrees with its
-errors. Sigma estimates the error of each pixel by the width of the head's distribution over depth
-bins. Sigma and its error are those of the image as it is, without flip averaging, as an exported
-student gives them. Memory: metrics per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with
-their sigmas, some 6 MB; no depth map is kept.
+each depth changes if the image is mirrored, and how well the excess width of the student's
+distribution over depth bins (tiekd/models/spread.py) agrees with its errors. Excess width isn't the
+sigma of predictions and exported files (tiekd/models/confidence.py), which bin/calibrate.py
+measures. Excess width and error are those of the image as it is, without flip averaging. Memory:
+metrics per frame, and at most _MAX_FRAMES x _MAX_PIXELS pixels with their excess widths, some 6 MB;
+no depth map is kept.
 """
 
 import math
@@ -41,14 +42,14 @@ _STD_OF_MEAN = math.sqrt(math.pi / 2)
 
 
 class Reliability(NamedTuple):
-    """The agreement of a student's sigma, its estimate of its own error, with its errors.
+    """The agreement of the excess widths of a student's distributions with its errors.
 
     Attributes:
         observed: For each probability p in LEVELS the fraction of pixels whose error is within the
             interval around the predicted depth that would hold a fraction p if errors were Gaussian
-            with standard deviation sigma.
-        factor: The factor by which sigmas have to be multiplied to agree with the errors on
-            average. If it is above 1, sigmas are too small, i.e. the student is over-confident.
+            with the excess width as standard deviation.
+        factor: The factor by which excess widths have to be multiplied to agree with the errors on
+            average. If it is above 1, they are too small, i.e. the student is over-confident.
     """
 
     observed: list[float]
@@ -65,11 +66,11 @@ class Measured(NamedTuple):
         flip: Median over frames of the median |log ratio| of the depth of the mirrored image to
             that of the image; None if the evaluation has no flip averaging.
         sizes: (height, width) in pixels -> number of images of this size.
-        sigma: How well pixels with larger errors have a larger sigma; None for a head without a
-            distribution.
-        reliability: How large sigma is compared with the errors; None for a head without a
-            distribution, or if no pixel was evaluated.
-        pixels: The sampled pixels of some frames, from which `sigma` was computed.
+        excess: How well pixels with larger errors have a larger excess width; None for a head
+            without a distribution.
+        reliability: How large the excess width is compared with the errors; None for a head without
+            a distribution, or if no pixel was evaluated.
+        pixels: The sampled pixels of some frames, with the excess width as sigma.
     """
 
     result: Result
@@ -77,7 +78,7 @@ class Measured(NamedTuple):
     relative_bias: float
     flip: float | None
     sizes: Counter
-    sigma: SigmaFigures | None
+    excess: SigmaFigures | None
     reliability: Reliability | None
     pixels: list[SigmaFrame]
 
@@ -89,8 +90,8 @@ class WatchedPredictor:
 
     Attributes:
         depth: (B, 1, H, W) metres, of the images as they are.
-        sigma: (B, 1, H, W) metres, the width of the predicted distribution over depth bins; None
-            for a head without one.
+        excess: (B, 1, H, W) metres, the excess width; None for a head without a distribution over
+            depth bins.
         change: (B,) median |log ratio| of the mirrored image's depth to `depth`; None without flip.
 
     Args:
@@ -102,7 +103,7 @@ class WatchedPredictor:
         self.network, self.flip = network, flip
         self.spread = Spread(network.head) if Spread.is_in(network.head) else None
         self.depth: Tensor | None = None
-        self.sigma: Tensor | None = None
+        self.excess: Tensor | None = None
         self.change: Tensor | None = None
 
     @property
@@ -129,9 +130,9 @@ class WatchedPredictor:
         features = self.network.features(image)
         self.depth = self.network.read(features, size, focal=focal).depth
         if self.spread is not None:
-            self.sigma = self.spread(features, size).sigma
+            self.excess = self.spread(features, size).sigma
             if self.network.canonical is not None:
-                self.sigma = self.network.canonical.to_metres(self.sigma, focal)
+                self.excess = self.network.canonical.to_metres(self.excess, focal)
         if not self.flip:
             return self.depth
         mirrored = self.network(image.flip(-1), **({} if focal is None else {"focal": focal}))
@@ -142,7 +143,7 @@ class WatchedPredictor:
 
 
 class _Pixels:
-    """A callback of an evaluation that samples pixels with their sigma, error and depth.
+    """A callback of an evaluation that samples pixels with their excess width, error and depth.
 
     It also sums relative errors, and counts images by size.
 
@@ -182,16 +183,16 @@ class _Pixels:
         relative = (depth[box].double() - truth) / truth.double()
         self.relative += float(torch.where(counts, relative, 0.0).sum())
         self.count += int(counts.sum())
-        if self.predictor.sigma is None:
+        if self.predictor.excess is None:
             return
-        plain, sigma = (
+        plain, excess = (
             resizes.restored(values, self.resize, size, smooth=True)[box]
-            for values in (self.predictor.depth, self.predictor.sigma)
+            for values in (self.predictor.depth, self.predictor.excess)
         )
         for place, index in enumerate(indices):
             if index % self.every == 0:
                 here = counts[place]
-                maps = sigma[place][here], plain[place][here], truth[place][here]
+                maps = excess[place][here], plain[place][here], truth[place][here]
                 self.kept[index] = _sample(*(each.cpu().numpy() for each in maps), index)
 
 
@@ -226,15 +227,15 @@ def evaluate(
     watchers = [aligned, pixels]
     result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
     kept = [pixels.kept[index] for index in sorted(pixels.kept)]
-    has_sigma = predictor.spread is not None
+    has_excess = predictor.spread is not None
     return Measured(
         result,
         aligned.figures(result.frames),
         pixels.relative / pixels.count if pixels.count else math.nan,
         float(np.median(pixels.changes)) if pixels.changes else None,
         pixels.sizes,
-        sigma_quality.measure(kept, protocol.max_depth) if has_sigma else None,
-        reliability(kept) if has_sigma else None,
+        sigma_quality.measure(kept, protocol.max_depth) if has_excess else None,
+        reliability(kept) if has_excess else None,
         kept,
     )
 

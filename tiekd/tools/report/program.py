@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     recipe_path = (args.recipe or where.work_dir / workdir.RECIPE).absolute()
     device = pick_device(args.device)
     with _in_folder_of(where.work_dir) as problem:
-        content = collect(where, recipe_path, args.overrides, device)
+        content = collect(where, recipe_path, args.overrides, device, args.data_set)
     content.warnings += [] if problem is None else [problem]
     text = page.document(content)
     try:
@@ -94,7 +94,11 @@ def check_out(out: Path, is_given: bool, force: bool) -> None:
 
 
 def collect(
-    where: place.Place, recipe_path: Path, overrides: list[str], device: torch.device
+    where: place.Place,
+    recipe_path: Path,
+    overrides: list[str],
+    device: torch.device,
+    data_set: str | None = None,
 ) -> Content:
     """Evaluates the student, and collects everything else that a report shows.
 
@@ -103,6 +107,7 @@ def collect(
         recipe_path: The recipe.
         overrides: Overrides of the recipe's values, as for `--set`.
         device: The device of student and teacher.
+        data_set: The option --data-set.
 
     Returns:
         The content of the report.
@@ -111,6 +116,7 @@ def collect(
         UserError: The recipe is invalid, or there are no weights that fit it.
     """
     recipe = Recipe(load_recipe(recipe_path, overrides))
+    chosen = recipe.one_set(data_set)
     named = [(str(recipe_path), str(where.work_dir))]
     try:
         (entrant,) = compare.entrants(named, overrides, recipe.evaluation.flip, device).values()
@@ -128,12 +134,18 @@ def collect(
         time=datetime.now().strftime("%Y-%m-%d %H:%M"),
         place=where,
         recipe=recipe,
+        data_set=chosen,
         records=records.read(where.work_dir, entrant.weights),
         parameters=sum(each.numel() for each in network.parameters()),
         resize=entrant.resize,
         max_depth_m=network.max_depth,
     )
     content.left_out += content.records.left_out
+    if chosen.name:
+        names = ", ".join(each.name for each in recipe.data_sets)
+        content.warnings.append(
+            f"The run has the data sets {names}; the evaluated frames are those of {chosen.name}."
+        )
     with evaluations.attempt(content, "The calibrated confidence"):
         content.calibration = calibrated.read(where.work_dir)
     focal = evaluations.evaluate(content, entrant, device)
@@ -142,18 +154,33 @@ def collect(
     content.timings = [exports.of_file(path, size) for path in where.exports]
     content.timings = content.timings or [exports.of_network(network, entrant.resize, size)]
     if content.validation is not None:
-        content.suggestions = suggestions(findings_of(content, focal))
+        content.suggestions = [
+            each.of_set(chosen.name, recipe.node)
+            for each in suggestions(findings_of(content, focal))
+        ]
     content.commands = repeat.commands(
         where,
         recipe_path,
         content.records.launch,
-        overrides,
+        repeat.options_of(chosen.name, overrides),
         content.validation is not None,
-        content.records.temperature is not None,
+        _calibrated_with(content),
         {each.name: each.options for each in content.timings},
         threads_of_plan(content),
     )
     return content
+
+
+def _calibrated_with(content: Content) -> list[str] | None:
+    """Returns the options with which the confidence was calibrated; None if it wasn't.
+
+    Args:
+        content: The content of the report.
+    """
+    if content.records.temperature is None:
+        return None
+    found = content.calibration
+    return repeat.options_of("" if found is None else found.data_set, [])
 
 
 def threads_of_plan(content: Content) -> int | None:

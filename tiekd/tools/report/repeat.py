@@ -23,9 +23,9 @@ def commands(
     place: Place,
     recipe: Path,
     launch: LaunchRecord | None,
-    overrides: Sequence[str],
+    given: Sequence[str],
     evaluates: bool,
-    is_calibrated: bool,
+    calibrated: Sequence[str] | None,
     options: Mapping[str, Sequence[str]],
     threads: int | None = None,
 ) -> list[tuple[str, str]]:
@@ -35,9 +35,10 @@ def commands(
         place: The files of the report.
         recipe: The recipe with which the report was made.
         launch: How the run was started; None if unknown.
-        overrides: The report's --set options.
+        given: The report's options --data-set and --set, which evaluations have, too.
         evaluates: False if there are no validation frames.
-        is_calibrated: True if the weights hold a temperature.
+        calibrated: The options of bin/calibrate.py with which the weights got their temperature;
+            None if they hold none.
         options: Name of an exported file -> the options of bin/export.py with which it was made, as
             far as they can be seen in the file.
         threads: Number of CPU threads of a rank, on which the weights' last bits depend; None if
@@ -47,7 +48,6 @@ def commands(
         (what the command does, the command) for each command.
     """
     work_dir = place.work_dir
-    set_options = ["--set", *overrides] if overrides else []
     found = []
     if launch is not None:
         found.append(("enter the folder where the run was started", _line("cd", launch.folder)))
@@ -56,24 +56,35 @@ def commands(
     engines = [_ENGINE, engine] if engine.is_file() else []
     again = work_dir.with_name(f"{work_dir.name}_again")
     trained = [recipe, "--work-dir", again, *engines]
-    given = "" if threads is None else f"OMP_NUM_THREADS={threads} "
-    command = given + _on_ranks("train", trained, ranks)
+    limited = "" if threads is None else f"OMP_NUM_THREADS={threads} "
+    command = limited + _on_ranks("train", trained, ranks)
     found.append(("train again, into another work dir", command))
     if evaluates:
-        evaluated = [recipe, work_dir, *set_options]
+        evaluated = [recipe, work_dir, *given]
         found.append(("evaluate the best weights", _own("evaluate", evaluated)))
-    if is_calibrated:
-        found.append(("calibrate the confidence", _own("calibrate", [work_dir])))
+    if calibrated is not None:
+        found.append(("calibrate the confidence", _own("calibrate", [work_dir, *calibrated])))
     for path in place.exports:
         again = path.with_name(f"again_{path.name}")
         exported = [recipe, work_dir, "--out", again, *options.get(path.name, ())]
         found.append((f"export as {path.suffix}", _own("export", exported)))
-    reported = [place.folder, *set_options]
+    reported = [place.folder, *given]
     outside = [path for path in place.exports if path.parent not in (place.folder, work_dir)]
     for path in outside:
         reported += ["--export", path]
     found.append(("write this report again", _own("report", reported)))
     return found
+
+
+def options_of(data_set: str, overrides: Sequence[str]) -> list[str]:
+    """Returns the words of the options --data-set and --set; empty without either.
+
+    Args:
+        data_set: The name of the data set; empty if the recipe has one.
+        overrides: The overrides of the recipe.
+    """
+    named = ["--data-set", data_set] if data_set else []
+    return [*named, *(["--set", *overrides] if overrides else [])]
 
 
 def _on_ranks(program: str, words: Sequence[object], ranks: int) -> str:

@@ -2,7 +2,7 @@
 
 The frames are chosen by their abs_rel after the evaluation, and read once more, so that the
 evaluation needs to keep no depth map. The colour scales are those of the evaluation's other
-pictures: depth to the network's largest depth, error and sigma to an eighth of it.
+pictures: depth to the network's largest depth, error and excess width to an eighth of it.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ from tiekd.visualization import pictures, views
 _EACH = 3  # number of worst, of median and of best frames
 _WIDTH = 320  # largest width of a picture in pixels; 1.5 times as much for wide images
 _WIDE = 2.0  # width / height from which an image counts as wide
-LARGEST_ERROR = 1 / 8  # end of the scales of error and sigma, as a fraction of the depth scale
+# End of the scales of error and excess width, as a fraction of the depth scale.
+LARGEST_ERROR = 1 / 8
 
 
 class Chosen(NamedTuple):
@@ -141,12 +142,12 @@ def draw(
         # Read the image again at its own size, since the batch has it only at the student's input
         # size.
         image = in_grey_levels(frames[each.index]).image.permute(1, 2, 0).numpy()
-        sigma = predictor.sigma
-        if sigma is not None:
-            sigma = _on_host(resizes.restored(sigma, resize, size, smooth=True))
+        excess = predictor.excess
+        if excess is not None:
+            excess = _on_host(resizes.restored(excess, resize, size, smooth=True))
         target = "teacher" if is_agreement else "ground truth"
         maps = {"ground truth": _on_host(batch.depth), "teacher": teacher}
-        cells = _cells(image, maps, _on_host(student), sigma, target, predictor.network.max_depth)
+        cells = _cells(image, maps, _on_host(student), excess, target, predictor.network.max_depth)
         found.append(Shown(each, _scaled(cells), size[1] >= _WIDE * size[0], flip))
     return found
 
@@ -214,7 +215,7 @@ def _cells(
     image: np.ndarray,
     known: dict[str, np.ndarray | None],
     student: np.ndarray,
-    sigma: np.ndarray | None,
+    excess: np.ndarray | None,
     target: str,
     max_depth: float,
 ) -> dict[str, np.ndarray]:
@@ -225,7 +226,7 @@ def _cells(
         known: "ground truth" and "teacher" -> (H, W) metres, 0 where unknown; None if there is
             none.
         student: (H, W) metres.
-        sigma: (H, W) metres; None if the student's head gives none.
+        excess: (H, W) metres, the excess width; None if the student's head gives none.
         target: The key in `known` of the depth that the student is compared with.
         max_depth: End of the depth scale, metres.
 
@@ -243,8 +244,8 @@ def _cells(
         radius = views.point_radius(maps[target])
         error = pictures.error_map(student, maps[target], largest, radius)
         cells[f"difference from {target}"] = error
-    if sigma is not None:
-        cells["confidence (sigma)"] = pictures.paint_error(sigma, largest)
+    if excess is not None:
+        cells["excess width"] = pictures.paint_error(excess, largest)
     return cells
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tiekd import console
+from tiekd.config import data_sets
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data.resize import Resize
 from tiekd.evaluation.range_errors import RangeFigures
@@ -22,7 +23,7 @@ _LEAST_SHARE = 0.02  # smallest fraction of all pixels that a depth range must h
 _BIAS = 0.05  # largest mean relative error that is unremarkable
 _SCALE_SHARE = 0.7  # abs_rel after scaling each frame / abs_rel, below which it is remarkable
 _MID_AIR = 0.25  # largest unremarkable fraction of edge pixels whose depth is between both sides
-_FACTOR = 1.3  # largest unremarkable ratio of errors to sigmas, or of sigmas to errors
+_FACTOR = 1.3  # largest unremarkable ratio of errors to excess widths, or the inverse
 _GAP = 1.3  # largest unremarkable abs_rel of validation / that of training frames
 _FLIP = 0.05  # largest unremarkable relative change of depth by mirroring
 _STILL_BETTER = 0.02  # smallest remarkable improvement in the last third of training
@@ -45,6 +46,16 @@ class Suggestion(NamedTuple):
     advice: str
     options: tuple[str, ...] = ()
 
+    def of_set(self, name: str, recipe: dict) -> "Suggestion":
+        """Returns the suggestion with overrides of the whole recipe instead of one data set's.
+
+        Args:
+            name: The data set that was evaluated; empty if the recipe has one.
+            recipe: The whole recipe.
+        """
+        options = (data_sets.option_of_set(option, name, recipe) for option in self.options)
+        return self._replace(options=tuple(options))
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -62,11 +73,11 @@ class Findings:
         ranges: Errors by range of depth, nearest range first.
         mid_air: Fraction of the pixels near depth edges whose depth is between the edge's two
             sides.
-        reliability: How large sigma, the student's estimate of its errors, is compared with the
-            errors, before any temperature.
+        reliability: How large the excess width is compared with the errors. It contains no
+            temperature.
         is_calibrated: True if the weights hold a temperature.
-        sigma_gain: Upper bound of the sparsification gain of sigma: 1 if pixels with larger errors
-            have a larger sigma, 0 by chance.
+        excess_gain: Upper bound of the sparsification gain of the excess width: 1 if pixels with
+            larger errors have a larger width, 0 by chance.
         trained_abs_rel: abs_rel on training frames.
         student_flip: Change of the student's depth if the image is mirrored, as a fraction.
         teacher_flip: The same of the teacher.
@@ -87,7 +98,7 @@ class Findings:
     mid_air: float = math.nan
     reliability: Reliability | None = None
     is_calibrated: bool = False
-    sigma_gain: float = math.nan
+    excess_gain: float = math.nan
     trained_abs_rel: float = math.nan
     student_flip: float | None = None
     teacher_flip: float | None = None
@@ -331,20 +342,21 @@ def poor_edges(found: Findings) -> Suggestion | None:
 
 
 def over_confident(found: Findings) -> Suggestion | None:
-    """Suggests a calibration if sigma, the student's estimate of its errors, is too small or large.
+    """Suggests a calibration if excess widths are too small or too large beside the errors.
 
     Args:
         found: The measurements of the run.
 
     Returns:
-        The suggestion; None if errors differ from sigma by at most a factor of _FACTOR, or if sigma
-        is calibrated already.
+        The suggestion; None if errors differ from excess widths by at most a factor of _FACTOR, or
+        if the weights hold a temperature already.
     """
-    # Return if sigma is calibrated already: `reliability` is measured without the temperature.
+    # Return if the weights hold a temperature already: it corrects the sigma that predictions have,
+    # and the excess width, by which `reliability` is measured, has none.
     if found.is_calibrated:
         return None
     factor = math.nan if found.reliability is None else found.reliability.factor
-    sigma, mend = None, "Multiply sigma by this factor where it is used."
+    sigma, mend = None, "Multiply this width by the factor where it is used."
     if found.head.get("name") == "dpm":
         sigma = float(found.head.get("sigma", 0.5))
         mend = (
@@ -353,33 +365,33 @@ def over_confident(found: Findings) -> Suggestion | None:
         )
     if factor > _FACTOR:
         return Suggestion(
-            f"Errors are {factor:.1f} times as large as the stated sigma: the student is "
-            "over-confident.",
+            f"Errors are {factor:.1f} times as large as the excess width of the distributions: the "
+            "student is over-confident.",
             f"{mend} A wider target in training makes the distributions wider too.",
             () if sigma is None else (f"network.head.sigma={_rounded(1.5 * sigma)}",),
         )
     if factor < 1 / _FACTOR:
         return Suggestion(
-            f"Errors are {factor:.2f} times as large as the stated sigma: the student is more "
-            "cautious than it need be.",
+            f"Errors are {factor:.2f} times as large as the excess width of the distributions: the "
+            "student is more cautious than it need be.",
             mend,
         )
     return None
 
 
-def sigma_without_order(found: Findings) -> Suggestion | None:
-    """Advises not to use sigma, the student's estimate of its errors, if it doesn't order them.
+def width_without_order(found: Findings) -> Suggestion | None:
+    """Advises not to use the student's confidence if its excess widths don't order the errors.
 
     Args:
         found: The measurements of the run.
 
     Returns:
-        The advice; None if pixels with a larger sigma have larger errors.
+        The advice; None if pixels with a larger excess width have larger errors.
     """
-    if not found.sigma_gain <= 0:
+    if not found.excess_gain <= 0:
         return None
     return Suggestion(
-        "Pixels with a large sigma have no larger errors than others.",
+        "Pixels with a wide distribution have no larger errors than others.",
         "Don't use the confidence of this student. Train longer before you look at it again; if it "
         "stays so, several teachers, or a teacher with a sigma (teacher.sigma), say where depth is "
         "uncertain.",
@@ -466,7 +478,7 @@ RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
     worse_near,
     poor_edges,
     over_confident,
-    sigma_without_order,
+    width_without_order,
     teacher_flip,
     outliers,
 )

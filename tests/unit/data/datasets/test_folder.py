@@ -3,8 +3,10 @@
 How files are paired and split, what trains without depth, and one line for each error.
 """
 
+import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from tiekd.config.build import build, settings
 from tiekd.config.recipe import load_recipe
 from tiekd.data.augment.augment import Augment
 from tiekd.data.build import build_dataset
+from tiekd.data.datasets import folder
 from tiekd.data.loading.loader import training_batches, validation_batches
 from tiekd.data.loading.sampler import MicroBatches, iterations_per_epoch, size_groups
 from tiekd.errors import DataError, RecipeError
@@ -201,6 +204,25 @@ def test_folder_val_fraction_by_name_with_depth(tmp_path):
     assert make(tmp_path, "train", **options | {"needs_ground_truth": True}).num_skipped == 11
     nothing_held_back = make(tmp_path, "train", val_fraction=0.2, needs_ground_truth=False)
     assert len(nothing_held_back) == 41
+
+
+def test_hash_picked_tells_equal_beginnings_apart(monkeypatch):
+    """The frames with the smallest hashes are chosen, also if some hashes begin alike."""
+    frames = {f"{number}.png": None if number % 3 == 0 else "x" for number in range(300)}
+
+    def wanted(digest):
+        known = [name for name, depth in frames.items() if depth]
+        return set(sorted(known, key=lambda name: digest(name.encode()).digest())[:20])
+
+    real = hashlib.sha256
+    assert folder._hash_picked(frames, 0.1) == wanted(real)
+
+    def alike(data):
+        return SimpleNamespace(digest=lambda: b"12345678" + real(data).digest())
+
+    monkeypatch.setattr(folder.hashlib, "sha256", alike)
+    assert folder._hash_picked(frames, 0.1) == wanted(alike) == wanted(real)
+    assert folder._hash_picked({"a": None}, 0.1) == folder._hash_picked(frames, 0.0) == set()
 
 
 def test_folder_held_out_replaces_val_fraction(root):

@@ -59,6 +59,14 @@ def test_micro_batches_eight_ranks_equal_two():
     assert dealt(8, 1, batch_size=16) == dealt(2, 1, batch_size=16) == dealt(2, 4, batch_size=16)
 
 
+def test_share_is_sliced_by_step_then_by_rank():
+    """Of twelve samples two ranks read three each in the first step, and three in the second."""
+    shares = [list(RankShare(rank, 2).micro_batches(range(12), 2)) for rank in range(2)]
+    assert shares == [[range(3), range(6, 9)], [range(3, 6), range(9, 12)]]
+    with pytest.raises(AssertionError):
+        next(RankShare(0, 2).micro_batches(range(11), 2))
+
+
 def test_micro_batches_length():
     """`len` of the sampler is the number of its micro-batches."""
     sampler = MicroBatches(11, 4, range(3, 7), seed=0, accumulation=2, share=RankShare(1, 2))

@@ -30,6 +30,9 @@ def test_read_finds_figures_of_both(tmp_path):
     assert found.figures == {"nll": (1.5, 1.25)}
     assert found.curves == (([0.25], [0.5]), ([0.25], [0.5]))
     assert found.remarks == ["a"]
+    assert found.data_set == ""
+    (tmp_path / calibrated.NAME).write_text(json.dumps(NODE | {"data_set": "own"}))
+    assert calibrated.read(tmp_path).data_set == "own"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def network():
 
 
 def test_watched_predictor_predicts_as_the_evaluation(network):
-    """Depth with and without flip averaging is that of `models.flip`; sigma is the spread's."""
+    """Depth with and without flip averaging is that of `models.flip`; width is the spread's."""
     image = torch.randn(2, 3, 32, 64)
     for flips in (False, True):
         watched = WatchedPredictor(network, flips)
@@ -34,7 +34,7 @@ def test_watched_predictor_predicts_as_the_evaluation(network):
     change = (mirrored / plain).log().abs().flatten(1).median(1).values
     assert torch.allclose(watched.change, change)
     wanted = Spread(network.head)(network.features(image), (32, 64)).sigma
-    assert torch.equal(watched.sigma, wanted)
+    assert torch.equal(watched.excess, wanted)
     assert WatchedPredictor(network, False).change is None
 
 
@@ -67,7 +67,7 @@ def test_evaluate_measures_bias_over_pixels_that_count():
     assert found.relative_bias == pytest.approx(float((30 / truths - 1).mean()), rel=1e-9)
     assert found.sizes == {(12, 20): 7}
     assert found.flip == 0.0
-    assert (found.sigma, found.reliability, found.pixels) == (None, None, [])
+    assert (found.excess, found.reliability, found.pixels) == (None, None, [])
 
 
 def test_evaluate_keeps_a_bounded_sample(network, monkeypatch):

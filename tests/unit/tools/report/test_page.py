@@ -119,7 +119,7 @@ def test_document_of_accuracy_is_not_labelled_agreement(html, accurate):
     titles = set(accurate.shown[0].cells)
     assert titles == {
         *("image", "ground truth", "teacher", "student", "difference from ground truth"),
-        "confidence (sigma)",
+        "excess width",
     }
 
 

@@ -2,16 +2,20 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from support import reported_run
 
-from tiekd.errors import LaunchError
+from tiekd.errors import LaunchError, RecipeError
 from tiekd.tools.distill import plan
-from tiekd.tools.report import program
+from tiekd.tools.report import evaluations, findings, page, place, program
 from tiekd.tools.report.place import Place
+from tiekd.training import inputs
+from tiekd.workdir import workdir
 
 
 def test_check_out_replaces_reports_only(tmp_path, html):
@@ -60,3 +64,30 @@ def test_in_folder_of_run_enters_and_leaves(tmp_path):
     os.unlink(work_dir / "launch.json")
     with program._in_folder_of(work_dir) as problem:
         assert problem is None
+
+
+def test_report_of_several_data_sets_takes_one(tmp_path):
+    """Frames, metric, suggestions and commands are those of the set of --data-set."""
+    work_dir = reported_run.make(tmp_path)
+    recipe = work_dir / workdir.RECIPE
+    reported_run.mix(work_dir, "own", "more")
+    where = place.find(work_dir, (), False)
+    for wrong in (None, "other"):
+        with pytest.raises((LaunchError, RecipeError), match="^--data-set: .*own, more"):
+            program.collect(where, recipe, [], torch.device("cpu"), wrong)
+    content = program.collect(where, recipe, [], torch.device("cpu"), "own")
+    names = json.loads((work_dir / inputs.NAME).read_text())["splits"]["own val"]["names"]
+    assert len(content.validation.measured.frames) == len(names)
+    assert findings._metric(content) == ([2, 4, 6, 8], [0.25, 0.125, 0.25 / 3, 0.0625])
+    few = next(each for each in content.suggestions if "validation frames count" in each.symptom)
+    assert few.options == ("data.own.val_fraction=0.2",)
+    commands = dict(content.commands)
+    for what in ("evaluate the best weights", "write this report again"):
+        assert commands[what].endswith("--data-set own")
+    document = page.document(content)
+    assert "The run has the data sets own, more; the evaluated frames are those of own." in document
+    assert "data set more" in document
+    assert "own/abs_rel" in document
+    other = replace(content, data_set=content.recipe.one_set("more"), left_out=[])
+    assert evaluations.evaluate(other, None, torch.device("cpu")) is None
+    assert "(data.more.validate is false)" in other.left_out[0]

@@ -20,13 +20,12 @@ def where(tmp_path):
     return Place(work_dir, work_dir, exports, None)
 
 
-def commands(where, ranks=2, evaluates=True, is_calibrated=False):
+def commands(where, ranks=2, evaluates=True, calibrated=None):
     launch = LaunchRecord("r.yaml", "deepspeed", ranks, ranks, None, 1, "/data/of the run")
     options = {"a.onnx": ("--size", "64x96")}
     recipe = where.work_dir / "config.yaml"
-    found = repeat.commands(
-        where, recipe, launch, ["data.root=x y"], evaluates, is_calibrated, options
-    )
+    given = repeat.options_of("", ["data.root=x y"])
+    found = repeat.commands(where, recipe, launch, given, evaluates, calibrated, options)
     return [shlex.split(command) for _, command in found]
 
 
@@ -51,9 +50,9 @@ def test_commands_in_a_checkout(where):
         *("--export", str(where.exports[1])),
     ]
     assert commands(where, ranks=1)[1][0] == f"{root}/bin/train.py"
-    assert commands(where, is_calibrated=True)[3] == [f"{root}/bin/calibrate.py", work_dir]
+    assert commands(where, calibrated=[])[3] == [f"{root}/bin/calibrate.py", work_dir]
     # The last bits of weights depend on the threads, where a plan says them.
-    given = (where, where.work_dir / "config.yaml", None, [], False, False, {})
+    given = (where, where.work_dir / "config.yaml", None, [], False, None, {})
     assert repeat.commands(*given, threads=2)[0][1].startswith(
         f"OMP_NUM_THREADS=2 {root}/bin/train"
     )
@@ -67,3 +66,17 @@ def test_commands_of_an_installed_package(where, monkeypatch):
     train = commands(where)[1]
     assert train[:2] == ["tiekd", "train"]
     assert train[-2:] == ["--num_gpus", "2"]
+
+
+def test_commands_name_the_data_set(where):
+    """Of several data sets the evaluated one is named, and that of the calibration in its own."""
+    assert repeat.options_of("", []) == []
+    given = repeat.options_of("own", ["a=1"])
+    assert given == ["--data-set", "own", "--set", "a=1"]
+    calibrated = repeat.options_of("far", [])
+    found = repeat.commands(where, where.work_dir / "r.yaml", None, given, True, calibrated, {})
+    by_name = {what: shlex.split(command) for what, command in found}
+    assert by_name["evaluate the best weights"][-4:] == given
+    assert by_name["calibrate the confidence"][-2:] == ["--data-set", "far"]
+    assert "--data-set" not in by_name["train again, into another work dir"]
+    assert by_name["write this report again"][2:6] == given

@@ -49,11 +49,11 @@ def test_cells_show_the_difference_from_the_target():
     truth, teacher, student = np.zeros((4, 6)), np.full((4, 6), 5.0), np.full((4, 6), 6.0)
     known = {"ground truth": truth, "teacher": teacher}
     cells = shown_frames._cells(image, known, student, sigma, "teacher", 40.0)
-    names = ["image", "teacher", "student", "difference from teacher", "confidence (sigma)"]
+    names = ["image", "teacher", "student", "difference from teacher", "excess width"]
     assert list(cells) == names
     # An error of 1 m and a sigma of 1 m have the same colour, a fifth up their scale.
-    assert np.array_equal(cells["difference from teacher"], cells["confidence (sigma)"])
-    assert np.array_equal(cells["confidence (sigma)"], pictures.paint_error(sigma, 5.0))
+    assert np.array_equal(cells["difference from teacher"], cells["excess width"])
+    assert np.array_equal(cells["excess width"], pictures.paint_error(sigma, 5.0))
     truth[0, 0] = 2.0
     cells = shown_frames._cells(image, known, student, None, "ground truth", 40.0)
     names = ["image", "ground truth", "teacher", "student", "difference from ground truth"]

@@ -45,7 +45,7 @@ HEALTHY = Findings(
     ranges=ranges(0.08, 0.10),
     mid_air=0.1,
     reliability=sigma(1.1),
-    sigma_gain=0.5,
+    excess_gain=0.5,
     trained_abs_rel=0.07,
     teacher_flip=0.01,
     metric=([1, 2, 3, 4, 5, 6], [0.2, 0.1, 0.082, 0.081, 0.08, 0.0805]),
@@ -86,7 +86,7 @@ PLANTED = {
     ),
     "poor_edges": ({"mid_air": 0.4}, ("network.head.upsampling=convex",), "40% of the pixels"),
     "over_confident": ({"reliability": sigma(2.0)}, ("network.head.sigma=3.0",), "over-confident"),
-    "sigma_without_order": ({"sigma_gain": -0.1}, (), "no larger errors"),
+    "width_without_order": ({"excess_gain": -0.1}, (), "no larger errors"),
     "teacher_flip": ({"teacher_flip": 0.12}, ("teacher.flip=true",), "changes by 12.0%"),
     "outliers": ({"worst_ratio": 6.0}, (), "6.0 times that of the median"),
 }
@@ -122,7 +122,7 @@ def test_sigma_is_mended_by_calibration(factor):
     # The program refuses other heads.
     other = RECIPE | {"network": recipes.STUDENT | {"head": {"name": "adabins"}}}
     advice = symptoms.over_confident(replace(wrong, recipe=other)).advice
-    assert advice.startswith("Multiply sigma by this factor where it is used.")
+    assert advice.startswith("Multiply this width by the factor where it is used.")
 
 
 @pytest.mark.parametrize("name", [name for name, planted in PLANTED.items() if planted[1]])

@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from tiekd.errors import RecipeError
 from tiekd.training.build import build_hooks
+from tiekd.training.hooks.ema import Ema
 from tiekd.training.settings import Recipe
 from tiekd.training.state import TrainState
 
@@ -29,6 +31,26 @@ def test_ema_is_refused_twice():
     """Two averages would compete for the evaluation."""
     with pytest.raises(RecipeError, match="^hooks: ema is there twice"):
         hooks_of({"name": "ema"}, {"name": "ema", "decay": 0.9})
+
+
+@pytest.mark.parametrize(("node", "decay"), [({}, 0.1), ({"warmup": False}, 0.999)])
+def test_ema_warms_up_by_default(tmp_path, node, decay):
+    """The first iteration has a decay of 0.1 unless the recipe says `warmup: false`."""
+    network = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    engine = SimpleNamespace(module=network, optimizer=optimizer, zero_optimization_stage=lambda: 0)
+    state = TrainState(None, {}, tmp_path, "now", 2, 1, 9, 9, True)
+    state.engine = engine
+    hook = next(hook for hook in hooks_of({"name": "ema"} | node) if isinstance(hook, Ema))
+    hook.before_train(state)
+    assert state.average.next_decay == decay
+
+
+@pytest.mark.parametrize("warmup", [1, "slow", None])
+def test_ema_refuses_bad_warmup(warmup):
+    """The option is true or false."""
+    with pytest.raises(RecipeError, match=r"^hooks.*warmup: "):
+        hooks_of({"name": "ema", "warmup": warmup})
 
 
 def test_ema_comes_before_evaluation():

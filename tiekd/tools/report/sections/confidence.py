@@ -1,4 +1,4 @@
-"""Makes the section on confidence: how sigma, the predicted error, agrees with the true errors."""
+"""Makes the section on confidence: how excess width and calibrated sigma agree with the errors."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from tiekd.tools.report.sections.parts import label, note
 
 
 def confidence(content: Content) -> list[Markup]:
-    """Returns the HTML of the section that compares sigma, the predicted error, with errors.
+    """Returns the HTML of the section that compares excess widths with the errors.
 
     It has a reliability and a sparsification chart, a table of measurements, and the results of a
     calibration.
@@ -21,8 +21,8 @@ def confidence(content: Content) -> list[Markup]:
     found = content.validation
     if found is None:
         return _calibrated(content)
-    sigma, reliability = found.measured.sigma, found.measured.reliability
-    if sigma is None:
+    excess, reliability = found.measured.excess, found.measured.reliability
+    if excess is None:
         return [tag("p", "The student's head predicts no distribution, so it has no confidence.")]
     if reliability is None:
         return [tag("p", "No pixel counts, so nothing can be said of the confidence.")]
@@ -32,11 +32,11 @@ def confidence(content: Content) -> list[Markup]:
         Curve("ideal", [0.0, 1.0], [0.0, 1.0], dashed=True),
     ]
     after = measure.reliability(found.measured.pixels, reliability.factor)
-    named.insert(1, Curve(f"sigma x {reliability.factor:.2f}", levels, after.observed))
-    dropped = np.arange(len(sigma.curve)) / len(sigma.curve)
+    named.insert(1, Curve(f"width x {reliability.factor:.2f}", levels, after.observed))
+    dropped = np.arange(len(excess.curve)) / len(excess.curve)
     sparse = [
-        Curve("by sigma", dropped.tolist(), sigma.curve.tolist()),
-        Curve("by the error itself", dropped.tolist(), sigma.oracle.tolist(), dashed=True),
+        Curve("by excess width", dropped.tolist(), excess.curve.tolist()),
+        Curve("by the error itself", dropped.tolist(), excess.oracle.tolist(), dashed=True),
         Curve("at random", [0.0, float(dropped[-1])], [1.0, 1.0], dashed=True),
     ]
     drawn = [
@@ -44,27 +44,28 @@ def confidence(content: Content) -> list[Markup]:
         chart("Sparsification: error that is left", sparse, "share of pixels dropped", y_from=0.0),
     ]
     rows = [
-        ("rank correlation with the error", _interval(sigma.correlation)),
-        ("the same at equal depth", _interval(sigma.at_depth)),
-        ("rank correlation of depth itself", _interval(sigma.of_depth)),
-        ("sparsification gain: 1 as by the error, 0 by chance", _interval(sigma.gain)),
-        ("errors by stated sigma", f"{reliability.factor:.3f}"),
+        ("rank correlation with the error", _interval(excess.correlation)),
+        ("the same at equal depth", _interval(excess.at_depth)),
+        ("rank correlation of depth itself", _interval(excess.of_depth)),
+        ("sparsification gain: 1 as by the error, 0 by chance", _interval(excess.gain)),
+        ("errors by excess width", f"{reliability.factor:.3f}"),
     ]
     parts = [
         label(found),
         tag(
             "p",
             f"From {sum(len(each.sigma) for each in found.measured.pixels)} pixels of "
-            f"{len(found.measured.pixels)} frames, without flip averaging. Sigma is the half-width "
-            "of the predicted distribution beyond that of its target in training, without a "
-            f"temperature. The error is that against {found.target}. Intervals are 95 % of a "
+            f"{len(found.measured.pixels)} frames, without flip averaging. The excess width is the "
+            "half-width of the predicted distribution beyond that of its target in training, "
+            "without a temperature. It isn't the sigma of predictions and exported files, which "
+            f"has both in it. The error is that against {found.target}. Intervals are 95 % of a "
             "bootstrap over images, too narrow if many images show one place.",
             class_="faint",
         ),
         tag("div", *drawn, class_="charts"),
         table(("figure", "value"), rows),
     ]
-    if sigma.ranges:
+    if excess.ranges:
         parts.append(_factors(found))
     return parts + _calibrated(content)
 
@@ -79,6 +80,8 @@ def _calibrated(content: Content) -> list[Markup]:
     if found is None:
         return []
     about = f"Temperature {found.temperature:.4g}, fitted against {found.against}"
+    if found.data_set:
+        about += f" of the data set {found.data_set}"
     if found.band is not None:
         about += f"; confidence is the probability that depth is within {found.band:.0%}"
     parts = [tag("h3", "Calibrated confidence"), tag("p", f"{about}.")]
@@ -122,7 +125,7 @@ def _factors(found: Evaluation) -> Markup:
             _interval(each.factor),
             f"{each.covered:.1%}",
         )
-        for each in found.measured.sigma.ranges
+        for each in found.measured.excess.ranges
     ]
-    head = ("predicted depth", "pixels", "factor", "within factor x sigma")
-    return table(head, rows, "Errors by stated sigma, by range; 68 % within it if Gaussian")
+    head = ("predicted depth", "pixels", "factor", "within factor x width")
+    return table(head, rows, "Errors by excess width, by range; 68 % within it if Gaussian")

@@ -34,10 +34,14 @@ def curves(content: Content) -> list[Markup]:
         curve = Curve("learning rate", *run.curve("lr", "iteration"))
         drawn.append(chart("Learning rate", [curve], "iteration", y_from=0.0))
     metric = content.recipe.evaluation.save_best
-    if any(row.mode == "val" and metric in row.values for row in run.rows):
-        curve = Curve(metric, *run.curve(metric, "iteration"))
-        said = f" ({LABEL})" if True in run.meanings(metric) else ""
-        drawn.append(chart(f"Validation: {metric}{said}", [curve], "iteration"))
+    # Of several data sets the log has the metric of each.
+    of_sets = [f"{each.name}/{metric}" for each in content.recipe.data_sets if each.name]
+    shown = {key for row in run.rows if row.mode == "val" for key in row.values}
+    validated = [key for key in of_sets or [metric] if key in shown]
+    if validated:
+        named = [Curve(key, *run.curve(key, "iteration")) for key in validated]
+        said = f" ({LABEL})" if any(True in run.meanings(key) for key in validated) else ""
+        drawn.append(chart(f"Validation: {metric}{said}", named, "iteration"))
     if "grad_norm" in keys:
         curve = Curve("norm of the gradient", *run.curve("grad_norm", "iteration"))
         drawn.append(chart("Norm of the gradient", [curve], "iteration"))

@@ -32,7 +32,7 @@ def frames(content: Content) -> list[Markup]:
         tag(
             "div",
             _scale("depth", depths, f"{content.max_depth_m:g} m"),
-            _scale("difference and sigma", errors, f"{end:.3g} m and more"),
+            _scale("difference and excess width", errors, f"{end:.3g} m and more"),
             class_="scales",
         ),
         tag(

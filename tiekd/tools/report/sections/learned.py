@@ -26,9 +26,14 @@ def learned(content: Content) -> list[Markup]:
         parts.append(table(head, rows, "Images, as they were when the run began"))
         parts += [_folders(each) for each in records.splits if any(each.folders)]
     sizes = _sizes(content)
-    data = content.recipe.data
     about = [
-        ("data set", f"{data.get('name')}, {data.get('root', 'no data.root')}"),
+        (
+            f"data set {name}".strip(),
+            f"{own.data.get('name')}, {own.data.get('root', 'no data.root')}",
+        )
+        for name, _, own in content.recipe.data_sets
+    ]
+    about += [
         ("listed in", _listed(records.splits)),
         ("size of images", sizes),
         ("working resolution", str(content.resize)),
