@@ -236,7 +236,7 @@ class Recipe:
         """Returns the data set that `--data-set` asks for, in a program that takes only one.
 
         Args:
-            name: The option's value, a data set's name or its number from 0; None if it isn't given.
+            name: The option's value, a data set's name or its number from 0; None if not given.
 
         Raises:
             LaunchError: The recipe has several sets, and the option isn't given.
