@@ -40,7 +40,7 @@ from tiekd.data.frames import Frames
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample, in_metres
-from tiekd.data.stored import Stored, source_of
+from tiekd.data.stored import ShardMember, source_of
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
@@ -144,7 +144,7 @@ class Examined:
             reader.decisions(0, 0, sample.name, placement, size)
 
     def _depth_fault(
-        self, sample: Sample, path: str | Stored
+        self, sample: Sample, path: str | ShardMember
     ) -> tuple[list[tuple[str, str]], float | None]:
         """Checks the measured depths of a sample: some must be valid, and their median plausible.
 

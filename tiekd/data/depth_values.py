@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data import image_io
 from tiekd.data.frames import Frames
-from tiekd.data.stored import Source, Stored, opened, source_of
+from tiekd.data.stored import ShardMember, Source, as_openable, source_of
 from tiekd.errors import DataError
 
 NEAREST_M = 0.1  # smallest plausible median depth, metres
@@ -134,7 +134,7 @@ def turned_line(names: Sequence[str]) -> str:
     )
 
 
-def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str]:
+def _range_lines(frames: Frames, medians: dict[str | ShardMember, float]) -> list[str]:
     """Returns warnings about implausible median depths, for the log.
 
     Args:
@@ -186,7 +186,7 @@ def levels_of(path: Source) -> Levels:
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
     else:
-        values = np.load(opened(path), allow_pickle=False)
+        values = np.load(as_openable(path), allow_pickle=False)
     values = values[np.isfinite(values) & (values > 0)]
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
@@ -268,7 +268,7 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
     return said
 
 
-def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
+def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | ShardMember, float]:
     """Returns the median measured depth of some frames in metres, keyed by their depth files.
 
     Files without a measured pixel are left out. Files that can't be read are left out, too, since

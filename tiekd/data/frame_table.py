@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tiekd.data.cameras.calibration import Camera
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 
 # Number of frames from which a data set counts as large: with more, a run checks only a sample of
 # the frames' files when it starts.
@@ -32,8 +32,8 @@ class Frame(NamedTuple):
     """
 
     name: str
-    image: str | Stored
-    depth: str | Stored | None
+    image: str | ShardMember
+    depth: str | ShardMember | None
     camera: Camera | None
 
 
@@ -146,7 +146,7 @@ class Texts(Sequence[str]):
 class Column(Protocol):
     """The images, or the depth maps, of all frames: file paths, or members of tar shards."""
 
-    def __getitem__(self, index: int) -> str | Stored: ...
+    def __getitem__(self, index: int) -> str | ShardMember: ...
 
     def take(self, rows: np.ndarray) -> "Column":
         """Returns a column with the entries of some frames.

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from tiekd.data.stored import Source, Stored, opened
+from tiekd.data.stored import ShardMember, Source, as_openable
 from tiekd.files import instead_of_file
 
 # Suppress Pillow's warning about corrupt EXIF data, which each process would repeat for each image.
@@ -63,10 +63,10 @@ def mark_in(path: Source) -> int:
         path: Any path, also of a file that doesn't exist.
     """
     # Return the default for a path that isn't a regular file; decoding it later raises the error.
-    if not isinstance(path, Stored) and instead_of_file(path):
+    if not isinstance(path, ShardMember) and instead_of_file(path):
         return UPRIGHT
     try:
-        with Image.open(opened(path)) as image:
+        with Image.open(as_openable(path)) as image:
             return mark_of(image)
     except Exception:  # noqa: BLE001 - decoding a video or a corrupt file later raises the error
         return UPRIGHT

@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from tiekd.data.file_fingerprints import of_each, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.data.mixed import MixedFrames, sets_in
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # the record's key in a weights file
@@ -223,13 +223,13 @@ def read(path: Path | None) -> TrainedOn | None:
     return from_plain(state) if isinstance(state, Mapping) else None
 
 
-def _size_of(image: str | Stored) -> int | None:
+def _size_of(image: str | ShardMember) -> int | None:
     """Returns the size in bytes of an image file, or of a member of a tar shard.
 
     Args:
         image: The path or the member. The result is None if there is no file at the path.
     """
-    if isinstance(image, Stored):
+    if isinstance(image, ShardMember):
         return image.size
     state = size_and_time(image)
     return state and state[0]

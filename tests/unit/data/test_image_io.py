@@ -303,7 +303,7 @@ def test_read_depth_npy_refuses_other_arrays(tmp_path):
         assert words in refused(read_depth_npy, path, None)
     np.savez(tmp_path / "d.npz", np.ones((2, 3)))
     (tmp_path / "d.npz").rename(path)
-    assert "an archive, no single array" in refused(read_depth_npy, path, None)
+    assert "an NPZ archive, not a single array; save" in refused(read_depth_npy, path, None)
     np.save(path, np.ones((20, 30)))
     for size in (0, 5, 60, 200):
         path.write_bytes(path.read_bytes()[:size])

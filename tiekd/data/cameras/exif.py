@@ -13,7 +13,7 @@ from PIL import Image
 
 from tiekd.data import orientation
 from tiekd.data.cameras.calibration import Calibration, Camera, turned_upright
-from tiekd.data.stored import Source, Stored, opened
+from tiekd.data.stored import ShardMember, Source, as_openable
 from tiekd.files import instead_of_file
 
 _DIAGONAL_MM = math.hypot(36, 24)
@@ -37,10 +37,10 @@ def calibration(path: Source) -> Calibration | None:
         The calibration for the photo's own size; None if EXIF has no plausible focal length, or if
         the file can't be read, which is reported when the image is decoded.
     """
-    if not isinstance(path, Stored) and instead_of_file(path):
+    if not isinstance(path, ShardMember) and instead_of_file(path):
         return None
     try:
-        with Image.open(opened(path)) as image:
+        with Image.open(as_openable(path)) as image:
             size = orientation.upright_size(image)
             mark = orientation.mark_of(image)
             tags = image.getexif().get_ifd(_EXIF)
