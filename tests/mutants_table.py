@@ -4106,9 +4106,9 @@ if passed_over:
     Mutant(
         "sets_are_dealt_whatever_their_weights",
         "tiekd.data.loading.mixing",
-        "_taken",
-        "2 * places * weight + rest",
-        "places * rest",
+        "_rounded_share",
+        "2 * num_positions * weight + rest",
+        "num_positions * rest",
         ("tests/unit/data/loading/test_mixing.py",),
     ),
     Mutant(
@@ -4154,9 +4154,9 @@ if passed_over:
     Mutant(
         "an_unreadable_sample_is_replaced_by_one_of_another_set",
         "tiekd.data.mixed",
-        "MixedFrames.following",
-        "Following(self._start(number), len(self.sets[number].frames), index)",
-        "Following(0, len(self), index)",
+        "MixedFrames.replacements",
+        "Replacements(self._start(number), len(self.sets[number].frames), index)",
+        "Replacements(0, len(self), index)",
         ("tests/unit/training/test_mixed_data.py",),
     ),
     Mutant(

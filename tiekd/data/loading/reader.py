@@ -22,7 +22,7 @@ from tiekd.data.augment.augment import Augment, Decisions, colour_table
 from tiekd.data.augment.geometry import cut
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.collate import check_sizes, collate
-from tiekd.data.mixed import Following, MixedFrames
+from tiekd.data.mixed import MixedFrames, Replacements
 from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.distributed import limits
@@ -165,8 +165,8 @@ class BatchReader:
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
 
-    def following(self, index: int) -> Following:
-        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+    def replacements(self, index: int) -> Replacements:
+        """Returns a `Replacements`, which gives the indices of samples that may replace a sample.
 
         Its method `at(step)` returns the sample's own index in the dataset for 0, and then those of
         the next samples of the same data set, by which the sample is replaced if it can't be read.
@@ -176,8 +176,8 @@ class BatchReader:
                 has its index plus a multiple of the dataset's length.
         """
         if isinstance(self.dataset, MixedFrames):
-            return self.dataset.following(index)
-        return Following(0, len(self.dataset), index)
+            return self.dataset.replacements(index)
+        return Replacements(0, len(self.dataset), index)
 
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
         """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
@@ -199,11 +199,11 @@ class BatchReader:
             return self._sample(epoch, index, index % len(self.dataset))
         # Try this sample, then the next ones in the dataset's order, until one can be read.
         # Of several data sets, the samples of one set are replaced by samples of the same set.
-        following = self.following(index)
-        tries = min(self.max_errors + 1, following.count)
+        replacements = self.replacements(index)
+        tries = min(self.max_errors + 1, replacements.count)
         for step in range(tries):
             try:
-                return self._sample(epoch, index, following.at(step))
+                return self._sample(epoch, index, replacements.at(step))
             except DataError as error:
                 if limits.lacking(error):
                     raise
