@@ -179,8 +179,8 @@ class Decoded:
                 f"{source}: has changed since {path} was made from it; make that again with "
                 f"{_PROGRAM}"
             )
-        if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
-            old = f"{source}: {path} was made before orientation marks counted"
+        if note[0] == _AS_STORED and orientation.orientation_in(source) != orientation.UPRIGHT:
+            old = f"{source}: {path} was made by a version that ignored EXIF orientation"
             raise DataError(f"{old}; make that again with {_PROGRAM}")
         return mapped, note
 

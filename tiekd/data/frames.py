@@ -290,7 +290,9 @@ class Frames(torch.utils.data.Dataset):
         Args:
             index: Index of the frame.
         """
-        return orientation.mark_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
+        return (
+            orientation.orientation_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
+        )
 
     def measured(self, index: int) -> Tensor:
         """Returns the ground truth of a frame that has it, before cropping.
@@ -643,12 +645,13 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
         image: (3, H, W), the frame's upright image.
         other: (1, h, w), the frame's depth map or teacher map, of another size.
     """
-    mark = orientation.mark_in(source_of(frame.image))
-    if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
+    exif_orientation = orientation.orientation_in(source_of(frame.image))
+    if exif_orientation == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
         " once upright: it fits the pixels as stored, which the image's EXIF orientation "
-        f"({mark}) turns; turn it likewise, or remove the mark from the image"
+        f"({exif_orientation}) turns; turn it likewise, or remove the "
+        "orientation from the image's EXIF"
     )
 
 

@@ -256,7 +256,7 @@ def _header(file: BinaryIO, member: Member) -> tuple[int, int, int]:
     """
     try:
         with Image.open(_open_member(file, member)) as image:
-            return *orientation.upright_size(image), orientation.mark_of(image)
+            return *orientation.upright_size(image), orientation.orientation_of(image)
     except Exception:  # noqa: BLE001 - decoding the image reports the error
         return 0, 0, orientation.UPRIGHT
 
