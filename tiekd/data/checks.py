@@ -35,7 +35,7 @@ import torch
 
 from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment
-from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
+from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, unit_phrase
 from tiekd.data.frames import Frames
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -170,9 +170,9 @@ class Examined:
             f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than "
             f"{median_m:.4g} m"
         )
-        taken = taken_as(self.frames, image_io.kind_of_depth(source_of(path)))
+        unit = unit_phrase(self.frames, image_io.kind_of_depth(source_of(path)))
         return [
-            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")
+            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {unit}")
         ], median_m
 
 

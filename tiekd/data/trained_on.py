@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.data.file_fingerprints import of_each, size_and_time
+from tiekd.data.file_fingerprints import map_paths, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.data.stored import ShardMember
@@ -96,7 +96,7 @@ def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
     if name_bits:
         crcs = np.fromiter(map(zlib.crc32, frames.names.raws()), np.uint32, len(frames))
         frames = frames.take(np.flatnonzero(crcs & ((1 << name_bits) - 1) == 0))
-    states = of_each(_size_of, [frame.image for frame in frames])
+    states = map_paths(_size_of, [frame.image for frame in frames])
     return [_hash(frame.name, size) for frame, size in zip(frames, states, strict=True)]
 
 

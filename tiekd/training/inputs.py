@@ -36,7 +36,7 @@ from torch.utils.data import Dataset
 from tiekd.config import external
 from tiekd.config.recipe import merge_files
 from tiekd.data import teacher_maps
-from tiekd.data.file_fingerprints import crc, of_each, size_and_time
+from tiekd.data.file_fingerprints import crc, map_paths, size_and_time
 from tiekd.data.frame_table import MANY, FrameTable, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.learned_from import Teacher
@@ -343,7 +343,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     # small datasets, and of frames whose contents were read at the start.
     files = {
         kind: [
-            state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
+            state and [state[0], None, state[1]] for state in map_paths(size_and_time, paths[kind])
         ]
         for kind in paths
     }
@@ -353,7 +353,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     for kind, states in files.items():
         wanted = [i for i, name in enumerate(names) if name in known and states[i]]
         for index, value in zip(
-            wanted, of_each(crc, [paths[kind][i] for i in wanted]), strict=True
+            wanted, map_paths(crc, [paths[kind][i] for i in wanted]), strict=True
         ):
             states[index][1] = value
     return {

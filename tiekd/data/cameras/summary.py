@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tiekd.data.cameras import exif
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.cameras.source import EXIF, Intrinsics, camera_of
-from tiekd.data.file_fingerprints import of_each
+from tiekd.data.file_fingerprints import map_paths
 from tiekd.data.stored import ShardMember, source_of
 
 # Largest factor by which a focal length may differ from EXIF's, which is rounded.
@@ -53,7 +53,9 @@ def _against_exif(known: Sequence[tuple[str, str | ShardMember, Camera]]) -> lis
     Args:
         known: For each frame with a known camera its name, the path of its image, and the camera.
     """
-    stated = of_each(lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known])
+    stated = map_paths(
+        lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known]
+    )
     compared, other = 0, []
     for (name, path, camera), calibration in zip(known, stated, strict=True):
         if calibration is None:
