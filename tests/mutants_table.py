@@ -910,16 +910,16 @@ MUTANTS = [
         "flip_without_the_teachers_map",
         "tiekd.data.augment.resample",
         "_upright",
-        "image, *maps = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane "
+        "image, *maps = (_as_int16(plane).flip(-1).view(plane.dtype) if flip else plane "
         "for plane in (image, *maps))",
-        "image, maps[0] = (_bits(plane).flip(-1).view(plane.dtype) if flip else plane "
+        "image, maps[0] = (_as_int16(plane).flip(-1).view(plane.dtype) if flip else plane "
         "for plane in (image, maps[0]))",
         ("tests/unit/data/augment/test_geometry.py",),
     ),
     Mutant(
         "flip_without_the_intrinsics",
         "tiekd.data.augment.geometry",
-        "_moved_intrinsics",
+        "_augmented_intrinsics",
         "width - 1 - x if decisions.flip else x",
         "x",
         ("tests/unit/data/augment/test_geometry.py",),
@@ -944,8 +944,8 @@ MUTANTS = [
         "parts_too_small_for_the_corners",
         "tiekd.data.augment.geometry",
         "_span",
-        "floor(min(places))",
-        "floor(min(places)) + 1",
+        "floor(min(coordinates))",
+        "floor(min(coordinates)) + 1",
         ("tests/unit/data/augment/test_resample.py", "tests/unit/data/augment/test_geometry.py"),
     ),
     Mutant(

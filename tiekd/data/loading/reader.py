@@ -19,7 +19,7 @@ from tiekd.data import contract
 from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions, colour_table
-from tiekd.data.augment.geometry import cut
+from tiekd.data.augment.geometry import crop_to_region
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.collate import check_sizes, collate
 from tiekd.data.mixed import MixedFrames, Replacements
@@ -273,7 +273,7 @@ class BatchReader:
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
         # Crop to the region that contains the augmented window, which the device resamples from
         # this region later.
-        part = cut(sample, _on_image(decisions, placement), largest_deg)
+        part = crop_to_region(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
 
 
