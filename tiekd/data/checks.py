@@ -107,9 +107,9 @@ class Examined:
         frame = self.frames.frames[index]
         faults = []
         read = {}
-        for name, part in self.frames.parts(index).items():
+        for name, read_file in self.frames.readers(index).items():
             try:
-                read[name] = part()
+                read[name] = read_file()
             except DataError as error:
                 faults.append((error.kind, str(error)))
         # Stop if the image can't be read, since nothing else can be checked then.
