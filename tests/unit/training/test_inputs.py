@@ -675,7 +675,8 @@ def test_inputs_calibration_of_sigma_refused(run):
 
 def test_inputs_of_a_large_split_are_sampled(run, monkeypatch):
     """A large split is recorded by a digest of all names and the files of some frames."""
-    monkeypatch.setattr(inputs, "MANY", 5)
+    monkeypatch.setattr(inputs, "LARGE_DATA_SET", 5)
+    monkeypatch.setattr(inputs, "TEXTS_AT_ONCE", 5)
     monkeypatch.setattr(inputs, "_SAMPLED", 3)
     started = run.record()
     train = started["splits"]["train"]

@@ -297,7 +297,7 @@ def _check_unit(table: FrameTable, options: ShardsOptions) -> None:
     """
     if options.depth_unit is not None:
         return
-    endings = table.depths.names.end_with(".png") & table.has_depth
+    endings = table.depths.names.ends_with(".png") & table.has_depth
     if endings.any():
         example = table.depths[int(np.flatnonzero(endings)[0])]
         raise RecipeError(
@@ -324,7 +324,7 @@ def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
         found = np.zeros(len(table), bool)
         for prefix in options.val_prefix:
             folder = f"{prefix.rstrip('/')}/"
-            those = table.names.begin_with(folder)
+            those = table.names.begins_with(folder)
             if not those.any():
                 raise DataError(
                     f"data.val_prefix: no key in {root} begins with {folder}; a key is such as "
