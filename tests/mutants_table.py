@@ -422,7 +422,7 @@ MUTANTS = [
     Mutant(
         "padding_comes_back_with_the_depth",
         "tiekd.data.resize",
-        "restored",
+        "at_own_size",
         "values[..., top : top + height, left : left + width]",
         "values",
         ("tests/unit/data/test_resize.py",),
@@ -446,7 +446,7 @@ MUTANTS = [
     Mutant(
         "depth_of_another_size_is_cut_to_its_corner",
         "tiekd.data.resize",
-        "restored",
+        "at_own_size",
         "tuple(values.shape[-2:]) != placement.canvas",
         "False",
         ("tests/unit/data/test_resize.py",),
@@ -498,7 +498,7 @@ MUTANTS = [
         "evaluation_scores_depth_at_the_wrong_place",
         "tiekd.evaluation.evaluate",
         "evaluate",
-        "resizes.restored(predictor(batch.image, *given), resize, "
+        "resizes.at_own_size(predictor(batch.image, *given), resize, "
         "tuple(batch.depth.shape[-2:]), smooth=True)",
         "resizes.resized_map(predictor(batch.image, *given), tuple(batch.depth.shape[-2:]), True)",
         ("tests/unit/evaluation/test_evaluate.py",),
@@ -2513,8 +2513,8 @@ if passed_over:
         "an_enormous_working_size_names_no_sample",
         "tiekd.data.loading.reader",
         "BatchReader.placement",
-        "self.resize.place(*sample.image.shape[-2:], sample.name)",
-        "self.resize.place(*sample.image.shape[-2:])",
+        "self.resize.placement_of(*sample.image.shape[-2:], sample.name)",
+        "self.resize.placement_of(*sample.image.shape[-2:])",
         ("tests/unit/data/test_resize.py",),
     ),
     Mutant(
@@ -2985,7 +2985,7 @@ if passed_over:
         "resized_sample",
         "resized_intrinsics(sample.intrinsics, (height, width), placement.scaled)",
         "resized_intrinsics(sample.intrinsics, (height, width), "
-        "resize.place(height, width).scaled)",
+        "resize.placement_of(height, width).scaled)",
         ("tests/unit/data/augment/test_zoom.py",),
     ),
     Mutant(

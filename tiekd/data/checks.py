@@ -138,7 +138,7 @@ class Examined:
             sample: The sample as read, at its own size.
         """
         reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
-        placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
+        placement = reader.resize.placement_of(*sample.image.shape[-2:], sample.name)
         if self.augment is not None:
             size = tuple(sample.image.shape[-2:])
             reader.decisions(0, 0, sample.name, placement, size)

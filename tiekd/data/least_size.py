@@ -35,7 +35,7 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
         least: Smallest side in pixels that the network can take.
         name: The image's name in the message.
     """
-    canvas = resize.place(*size, name).canvas
+    canvas = resize.placement_of(*size, name).canvas
     # Accept an image that keeps its own size, however small it is, since the user chose it.
     if min(canvas) >= least or canvas == tuple(size):
         return None

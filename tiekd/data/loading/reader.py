@@ -132,7 +132,7 @@ class BatchReader:
                 has its index plus a multiple of the dataset's length.
             sample: The sample as read.
         """
-        placement = self.resize.place(*sample.image.shape[-2:], sample.name)
+        placement = self.resize.placement_of(*sample.image.shape[-2:], sample.name)
         if self.augment is None:
             return placement
         zoom = self.augment.draw_zoom(self.seed, epoch, index)
@@ -160,7 +160,7 @@ class BatchReader:
             DataError: The image is smaller than the crop.
         """
         try:
-            window = self.resize.place(*size).canvas
+            window = self.resize.placement_of(*size).canvas
             return self.augment.draw(self.seed, epoch, index, *placement.canvas, window=window)
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
@@ -290,7 +290,7 @@ def _with_nearer_scene(
         resize: How images are resized without zoom.
         size: (height, width) of the image as read.
     """
-    plain = resize.place(*size).scaled
+    plain = resize.placement_of(*size).scaled
     zoom_y, zoom_x = (new / old for new, old in zip(placement.scaled, plain, strict=True))
     zoom = (zoom_x + zoom_y) / 2
     intrinsics = sample.intrinsics.clone()

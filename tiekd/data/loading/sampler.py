@@ -55,7 +55,7 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     sizes = []
     for index, size in enumerate(dataset.image_sizes()):
         name = f"sample {index}" if frames is None else frames[index].name
-        sizes.append(resize.place(*size, name).canvas)
+        sizes.append(resize.placement_of(*size, name).canvas)
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     return [numbers[size] for size in sizes]
 

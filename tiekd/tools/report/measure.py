@@ -185,7 +185,7 @@ class _Pixels:
         if self.predictor.sigma is None:
             return
         plain, sigma = (
-            resizes.restored(values, self.resize, size, smooth=True)[box]
+            resizes.at_own_size(values, self.resize, size, smooth=True)[box]
             for values in (self.predictor.depth, self.predictor.sigma)
         )
         for place, index in enumerate(indices):
