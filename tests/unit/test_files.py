@@ -111,9 +111,9 @@ def test_image_readers_refuse_pipe(suffix, pipe):
     assert not image_io.is_whole_depth_png(path)
 
 
-def test_orientation_mark_in_pipe_is_upright(pipe):
-    """A pipe has no orientation mark; reading its pixels reports it."""
-    assert orientation.mark_in(pipe("a.jpg")) == orientation.UPRIGHT
+def test_orientation_in_pipe_is_upright(pipe):
+    """A pipe has no EXIF orientation; reading its pixels reports it."""
+    assert orientation.orientation_in(pipe("a.jpg")) == orientation.UPRIGHT
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif"])

@@ -72,10 +72,10 @@ class WorkerBatch(NamedTuple):
         teacher_depth: (B, P, H, W), like `depth`, with `teacher_units`; None without cached teacher
             maps. The last `sigma_planes` of the P planes are sigmas.
         teacher_units: (B,) or (B, P) float32, units of `teacher_depth` per metre.
-        places: (B, 8) float64, the affine map from each window (the image after rotation, flip and
-            crop) to `image` (see `resample` in tiekd/data/augment/resample.py); None if `image`
+        affine_maps: (B, 8) float64, the affine map from each window (the image after rotation, flip
+            and crop) to `image` (see `resample` in tiekd/data/augment/resample.py); None if `image`
             is used as it is.
-        size: (height, width) of the windows in pixels; None like `places`.
+        size: (height, width) of the windows in pixels; None like `affine_maps`.
         intrinsics: (B, 3, 3) float32, camera matrices in pixels of the window, NaN where unknown.
         names: The B image paths as the split file has them.
         is_padded: True if windows include padding by design (`data.resize` with mode `contain`).
@@ -94,7 +94,7 @@ class WorkerBatch(NamedTuple):
     depth_units: Tensor
     teacher_depth: Tensor | None
     teacher_units: Tensor
-    places: Tensor | None
+    affine_maps: Tensor | None
     size: tuple[int, int] | None
     intrinsics: Tensor
     names: list[str]
@@ -123,12 +123,12 @@ class WorkerBatch(NamedTuple):
         image = there.image
         depth = there.depth
         teacher_depth = there.teacher_depth
-        # Rotate, flip and crop the images; if `places` is None, they are used as they are.
-        if there.places is None:
+        # Rotate, flip and crop the images; if `affine_maps` is None, they are used as they are.
+        if there.affine_maps is None:
             inside = torch.ones(len(image), 1, *image.shape[-2:], dtype=torch.bool, device=device)
         else:
             image, depth, teacher_depth, inside = resample(
-                image, depth, teacher_depth, there.places, there.size
+                image, depth, teacher_depth, there.affine_maps, there.size
             )
         # Convert the teacher's depths, and sigmas if there are any, to metres.
         teacher_sigma = None

@@ -35,12 +35,12 @@ import torch
 
 from tiekd.data import image_io
 from tiekd.data.augment.augment import Augment
-from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, taken_as
+from tiekd.data.depth_values import FARTHEST, NEAREST_M, Levels, levels_of, unit_phrase
 from tiekd.data.frames import Frames
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample, in_metres
-from tiekd.data.stored import Stored, source_of
+from tiekd.data.stored import ShardMember, source_of
 from tiekd.errors import DataError
 
 FAULTS = ("missing", "unreadable", "bit depth", "size", "unit", "empty")
@@ -107,9 +107,9 @@ class Examined:
         frame = self.frames.frames[index]
         faults = []
         read = {}
-        for name, part in self.frames.parts(index).items():
+        for name, read_file in self.frames.readers(index).items():
             try:
-                read[name] = part()
+                read[name] = read_file()
             except DataError as error:
                 faults.append((error.kind, str(error)))
         # Stop if the image can't be read, since nothing else can be checked then.
@@ -138,13 +138,13 @@ class Examined:
             sample: The sample as read, at its own size.
         """
         reader = BatchReader(self.frames, self.augment, 0, resize=self.resize)
-        placement = reader.resize.place(*sample.image.shape[-2:], sample.name)
+        placement = reader.resize.placement_of(*sample.image.shape[-2:], sample.name)
         if self.augment is not None:
             size = tuple(sample.image.shape[-2:])
             reader.decisions(0, 0, sample.name, placement, size)
 
     def _depth_fault(
-        self, sample: Sample, path: str | Stored
+        self, sample: Sample, path: str | ShardMember
     ) -> tuple[list[tuple[str, str]], float | None]:
         """Checks the measured depths of a sample: some must be valid, and their median plausible.
 
@@ -170,9 +170,9 @@ class Examined:
             f"{path}: half of it is {'nearer' if median_m < NEAREST_M else 'farther'} than "
             f"{median_m:.4g} m"
         )
-        taken = taken_as(self.frames, image_io.kind_of_depth(source_of(path)))
+        unit = unit_phrase(self.frames, image_io.kind_of_depth(source_of(path)))
         return [
-            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {taken}")
+            ("unit", f"{message}, with max_depth {max_depth:g}; is the unit right? {unit}")
         ], median_m
 
 

@@ -3,7 +3,7 @@
 There is one file for each image, depth map and teacher map, named by its path below data.root with
 `.npy` appended. It holds an array in NumPy's format (`numpy.load`): an image (3, H, W) uint8,
 upright (see orientation.py), or a depth map (1, H, W) uint16 as stored in its file. A trailer at
-the file's end (`_NOTE`) holds the size and modification time of the source, i.e. of the original
+the file's end (`_TRAILER`) holds the size and modification time of the source, i.e. of the original
 file, and a checksum of everything before the trailer. bin/cache_frames.py writes the cache. Cache
 files of the format's first version, in which images aren't upright, are still read if their sources
 have no EXIF orientation. The cache takes 3.2 MB per KITTI frame with a teacher map, and a read
@@ -32,11 +32,11 @@ from tiekd.errors import DataError, RecipeError
 # Format of the trailer at the end of a cache file: magic bytes; size (bytes) and modification time
 # (ns) of the original file; CRC-32 of everything before the trailer; the array's offset and its
 # three dimensions.
-_NOTE = struct.Struct("<8sQqIIIII")
-_MARK = b"tiekd 2\n"
-# Magic bytes of an older version, in which images weren't turned upright and the level 65535 of
-# ground truth wasn't replaced by 0.
-_AS_STORED = b"tiekd 1\n"
+_TRAILER = struct.Struct("<8sQqIIIII")
+_MAGIC = b"tiekd 2\n"
+# Magic bytes of the format's first version, in which images weren't turned upright and the level
+# 65535 of ground truth wasn't replaced by 0.
+_MAGIC_1 = b"tiekd 1\n"
 _PROGRAM = console.command("cache_frames")
 
 
@@ -79,15 +79,15 @@ class Decoded:
             DataError: The cache file is missing or corrupt, or the source has changed since it was
                 cached.
         """
-        mapped, note = self._mapped(source)
-        start, *shape = note[4:]
+        mapped, trailer = self._mapped(source)
+        start, *shape = trailer[4:]
         dtype = torch.uint8 if shape[0] == 3 else torch.uint16
         array = torch.frombuffer(
             mapped, dtype=dtype, count=shape[0] * shape[1] * shape[2], offset=start
         ).view(shape)
         # Set 65535 (not measured) to 0 in ground truth, if the cache file is of the older version,
         # which stored this value unchanged.
-        if measured and note[0] == _AS_STORED:
+        if measured and trailer[0] == _MAGIC_1:
             array = image_io.without_levels(array, (image_io.NO_RETURN,))
         return array
 
@@ -112,7 +112,7 @@ class Decoded:
         path = self.path(source)
         np.lib.format.write_array(file, array)
         start = file.tell() - array.nbytes
-        file.write(_NOTE.pack(_MARK, *state, zlib.crc32(file.getvalue()), start, *array.shape))
+        file.write(_TRAILER.pack(_MAGIC, *state, zlib.crc32(file.getvalue()), start, *array.shape))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,10 +131,10 @@ class Decoded:
             thoroughly: True to verify the checksum, too, which reads the whole array.
         """
         try:
-            mapped, note = self._mapped(source)
+            mapped, trailer = self._mapped(source)
         except DataError:
             return False
-        return not thoroughly or zlib.crc32(memoryview(mapped)[: -_NOTE.size]) == note[3]
+        return not thoroughly or zlib.crc32(memoryview(mapped)[: -_TRAILER.size]) == trailer[3]
 
     def _mapped(self, source: Path) -> tuple[mmap.mmap, tuple]:
         """Memory-maps the cache file of an original file.
@@ -143,7 +143,7 @@ class Decoded:
             source: The original file.
 
         Returns:
-            The mapped content and the fields of its trailer, in the order of `_NOTE`.
+            The mapped content and the fields of its trailer, in the order of `_TRAILER`.
 
         Raises:
             DataError: The cache file is missing or corrupt, or the source has changed since it was
@@ -168,21 +168,21 @@ class Decoded:
                 f"{path}: can't be read ({error}); make it again with {_PROGRAM}"
             ) from None
         # Reject corrupt files, and files written before the source changed.
-        note = _note(mapped)
-        if note is None:
+        trailer = _trailer(mapped)
+        if trailer is None:
             raise DataError(
                 f"{path}: {len(mapped)} bytes, a truncated or damaged file; make it again with "
                 f"{_PROGRAM}"
             )
-        if _state(source) != note[1:3]:
+        if _state(source) != trailer[1:3]:
             raise DataError(
                 f"{source}: has changed since {path} was made from it; make that again with "
                 f"{_PROGRAM}"
             )
-        if note[0] == _AS_STORED and orientation.mark_in(source) != orientation.UPRIGHT:
-            old = f"{source}: {path} was made before orientation marks counted"
+        if trailer[0] == _MAGIC_1 and orientation.orientation_in(source) != orientation.UPRIGHT:
+            old = f"{source}: {path} was made by a version that ignored EXIF orientation"
             raise DataError(f"{old}; make that again with {_PROGRAM}")
-        return mapped, note
+        return mapped, trailer
 
 
 def attach(frames: object, folder: Path, root: Path, name: str) -> None:
@@ -250,22 +250,22 @@ def describe(frames: object) -> list[str]:
     ]
 
 
-def _note(content: mmap.mmap | bytes) -> tuple | None:
-    """Returns the fields of a cache file's trailer in the order of `_NOTE`.
+def _trailer(content: mmap.mmap | bytes) -> tuple | None:
+    """Returns the fields of a cache file's trailer in the order of `_TRAILER`.
 
     Returns None if the trailer is missing or contradicts the file's size.
 
     Args:
         content: The content of the cache file.
     """
-    end = len(content) - _NOTE.size
-    note = _NOTE.unpack_from(content, end) if end > 0 else (b"",)
-    if note[0] not in (_MARK, _AS_STORED):
+    end = len(content) - _TRAILER.size
+    trailer = _TRAILER.unpack_from(content, end) if end > 0 else (b"",)
+    if trailer[0] not in (_MAGIC, _MAGIC_1):
         return None
-    start, channels, height, width = note[4:]
+    start, channels, height, width = trailer[4:]
     bytes_per_value = 1 if channels == 3 else 2
     array_bytes = channels * height * width * bytes_per_value
-    return note if end == start + array_bytes else None
+    return trailer if end == start + array_bytes else None
 
 
 def _state(source: Path) -> tuple[int, int]:

@@ -16,13 +16,13 @@ from torch.utils.data import Dataset
 
 from tiekd.data import image_io
 from tiekd.data.frames import Frames
-from tiekd.data.stored import Source, Stored, opened, source_of
+from tiekd.data.stored import ShardMember, Source, as_openable, source_of
 from tiekd.errors import DataError
 
 NEAREST_M = 0.1  # smallest plausible median depth, metres
 FARTHEST = 3.0  # largest plausible median depth, as a multiple of max_depth
-_PROBED = 5  # number of frames that `check_range` reads
-_PILE = 0.05  # a value is suspicious if at least this fraction of the pixels above 0 has it
+_NUM_SAMPLED = 5  # number of frames that `check_range` reads
+_FREQUENT = 0.05  # a value is suspicious if at least this fraction of the pixels above 0 has it
 _8_BITS = 255
 
 
@@ -33,18 +33,18 @@ class Levels(NamedTuple):
         kind: The kind of file, such as "16-bit PNG" (see `image_io.kind_of_depth`).
         count: Number of pixels whose value is finite and above 0.
         largest: The largest of these values; 0 if there are none.
-        piles: The number of pixels of each suspiciously frequent value, which may mean "not
-            measured", keyed by the value. At least the fraction _PILE of the counted pixels, but
-            not all of them, have such a value.
+        frequent_values: The number of pixels of each suspiciously frequent value, which may mean
+            "not measured", keyed by the value. At least the fraction _FREQUENT of the counted
+            pixels, but not all of them, have such a value.
     """
 
     kind: str
     count: int
     largest: float
-    piles: dict[float, int]
+    frequent_values: dict[float, int]
 
 
-def taken_as(frames: Frames, kind: str) -> str:
+def unit_phrase(frames: Frames, kind: str) -> str:
     """Returns a phrase with the unit in which a kind of depth file is read, and the unit's option.
 
     An example is "16-bit PNG is taken as 256 levels a metre (data.depth_unit)".
@@ -78,9 +78,9 @@ def check_range(frames: Dataset) -> list[str]:
     """
     if not isinstance(frames, Frames):
         return []
-    probed = _probed(frames)
-    turned = [frames.frames[index].name for index in probed if frames.is_turned(index)]
-    lines = _range_lines(frames, _medians(frames, probed))
+    indices = _sampled_indices(frames)
+    turned = [frames.frames[index].name for index in indices if frames.is_turned(index)]
+    lines = _range_lines(frames, _medians(frames, indices))
     if turned:
         lines.append(turned_line(turned))
     return lines
@@ -98,7 +98,7 @@ def share_beyond(frames: Dataset) -> float:
     if not isinstance(frames, Frames):
         return 0.0
     beyond, total = 0, 0
-    for index in _probed(frames):
+    for index in _sampled_indices(frames):
         try:
             depth = frames.measured(index)
         except DataError:
@@ -108,7 +108,7 @@ def share_beyond(frames: Dataset) -> float:
     return beyond / max(total, 1)
 
 
-def _probed(frames: Frames) -> list[int]:
+def _sampled_indices(frames: Frames) -> list[int]:
     """Returns the indices of five frames, evenly spaced over those with ground truth.
 
     There are fewer if fewer frames have ground truth.
@@ -116,8 +116,10 @@ def _probed(frames: Frames) -> list[int]:
     known = np.flatnonzero(frames.frames.has_depth).tolist()
     if not known:
         return []
-    places = {round(probe * (len(known) - 1) / (_PROBED - 1)) for probe in range(_PROBED)}
-    return [known[place] for place in sorted(places)]
+    positions = {
+        round(number * (len(known) - 1) / (_NUM_SAMPLED - 1)) for number in range(_NUM_SAMPLED)
+    }
+    return [known[position] for position in sorted(positions)]
 
 
 def turned_line(names: Sequence[str]) -> str:
@@ -134,7 +136,7 @@ def turned_line(names: Sequence[str]) -> str:
     )
 
 
-def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str]:
+def _range_lines(frames: Frames, medians: dict[str | ShardMember, float]) -> list[str]:
     """Returns warnings about implausible median depths, for the log.
 
     Args:
@@ -149,26 +151,26 @@ def _range_lines(frames: Frames, medians: dict[str | Stored, float]) -> list[str
     # Warn only if the medians of all sampled frames are outside the range, because a single frame
     # may have unusual depths. Name the first frame as an example.
     path, median_m = next(iter(medians.items()))
-    taken = taken_as(frames, image_io.kind_of_depth(source_of(path)))
+    unit = unit_phrase(frames, image_io.kind_of_depth(source_of(path)))
     count = (
         "as in the only depth map" if len(medians) == 1 else f"as in all {len(medians)} depth maps"
     )
     if max(medians.values()) < NEAREST_M:
         return [
             f"Warning: {path}: half of its depths are nearer than {median_m:.4g} m, {count} looked "
-            f"at; {taken}"
+            f"at; {unit}"
         ]
-    told = (
+    start = (
         f"{path}: half of its depths are farther than {median_m:.4g} m, {count} looked at, and "
         "max_depth is"
     )
     if min(medians.values()) > FARTHEST * frames.max_depth:
         message = (
-            f"{told} {frames.max_depth:g} m; {taken}: give the unit, such as 1000 for millimetres"
+            f"{start} {frames.max_depth:g} m; {unit}: give the unit, such as 1000 for millimetres"
         )
         raise DataError(message, "unit")
     if min(medians.values()) > frames.max_depth:
-        return [f"Warning: {told} {frames.max_depth:g} m, beyond which nothing is learned; {taken}"]
+        return [f"Warning: {start} {frames.max_depth:g} m, beyond which nothing is learned; {unit}"]
     return []
 
 
@@ -186,7 +188,7 @@ def levels_of(path: Source) -> Levels:
     if image_io.needs_decoding(path):
         values = image_io.read_levels(path).numpy()
     else:
-        values = np.load(opened(path), allow_pickle=False)
+        values = np.load(as_openable(path), allow_pickle=False)
     values = values[np.isfinite(values) & (values > 0)]
     kind = image_io.kind_of_depth(path)
     if values.size == 0:
@@ -200,12 +202,12 @@ def levels_of(path: Source) -> Levels:
     if values.dtype == np.uint16:
         likely.add(np.bincount(values).argmax())
     counts = {float(value): int((values == value).sum()) for value in likely}
-    piles = {
+    frequent_values = {
         value: count
         for value, count in counts.items()
-        if _PILE * values.size <= count < values.size
+        if _FREQUENT * values.size <= count < values.size
     }
-    return Levels(kind, values.size, float(values.max()), piles)
+    return Levels(kind, values.size, float(values.max()), frequent_values)
 
 
 def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
@@ -218,23 +220,23 @@ def describe(frames: Frames, found: Sequence[Levels]) -> list[str]:
         found: The statistics of each depth file, as `levels_of` returns them.
     """
     kinds = Counter(levels.kind for levels in found)
-    said = [
-        f"{count} depth maps: {taken_as(frames, kind)}" for kind, count in sorted(kinds.items())
+    lines = [
+        f"{count} depth maps: {unit_phrase(frames, kind)}" for kind, count in sorted(kinds.items())
     ]
     for are_float in (False, True):
-        said += _piles(
+        lines += _frequent_value_lines(
             frames, [levels for levels in found if _is_float(levels.kind) is are_float], are_float
         )
     whole = [levels.largest for levels in found if not _is_float(levels.kind)]
     if max(whole, default=0) == _8_BITS:
-        said.append(
+        lines.append(
             "WARNING: no level is above 255, as in files of 8 bits: depth is coarse then, and 255 "
             "may mean not measured (data.invalid=[255])"
         )
-    return said
+    return lines
 
 
-def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
+def _frequent_value_lines(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str]:
     """Returns a line for each value so frequent that it may mean "not measured".
 
     Args:
@@ -247,13 +249,13 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
     pixels = Counter()
     maps = Counter()
     for levels in found:
-        pixels.update(levels.piles)
-        maps.update(levels.piles.keys())
-    said = []
+        pixels.update(levels.frequent_values)
+        maps.update(levels.frequent_values.keys())
+    lines = []
     for value, count in sorted(pixels.items()):
         # Skip a value unless it is frequent in all depth maps together, and also in at least two
         # single ones (or in the only one).
-        if count < _PILE * total or maps[value] < min(2, len(found)):
+        if count < _FREQUENT * total or maps[value] < min(2, len(found)):
             continue
         is_none = value in frames.depth_format.invalid or (
             value == image_io.NO_RETURN and not are_float
@@ -264,11 +266,11 @@ def _piles(frames: Frames, found: Sequence[Levels], are_float: bool) -> list[str
             else f"if it means not measured, set data.invalid=[{value:.9g}]"
         )
         share = f"{count / total:.0%} of what isn't 0, in {maps[value]} of {len(found)} depth maps"
-        said.append(f"{'value' if are_float else 'level'} {value:.9g} is {share}: {meant}")
-    return said
+        lines.append(f"{'value' if are_float else 'level'} {value:.9g} is {share}: {meant}")
+    return lines
 
 
-def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | Stored, float]:
+def _medians(frames: Frames, indices: Sequence[int]) -> dict[str | ShardMember, float]:
     """Returns the median measured depth of some frames in metres, keyed by their depth files.
 
     Files without a measured pixel are left out. Files that can't be read are left out, too, since

@@ -15,25 +15,25 @@ _AT_ONCE = 256
 _BLOCK = 1 << 20
 
 
-def of_each(fact: Callable, paths: Sequence[str | None]) -> list:
+def map_paths(function: Callable, paths: Sequence[str | None]) -> list:
     """Returns the result of a function for each path, as a list in the order of the paths.
 
     If there are more than 4096 paths, several threads call the function.
 
     Args:
-        fact: A function of one path, such as `size_and_time`.
+        function: A function of one path, such as `size_and_time`.
         paths: The paths; the result for None is None.
     """
 
-    def of_part(part: Sequence[str | None]) -> list:
-        return [path and fact(path) for path in part]
+    def map_part(part: Sequence[str | None]) -> list:
+        return [path and function(path) for path in part]
 
     if len(paths) <= _FEW:
-        return of_part(paths)
+        return map_part(paths)
     # Give each thread many paths per task, so that the overhead per path is small.
     parts = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [value for part in pool.map(of_part, parts) for value in part]
+        return [value for part in pool.map(map_part, parts) for value in part]
 
 
 def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:

@@ -47,7 +47,7 @@ def of_own_size(intrinsics: Tensor, size: tuple[int, int], resize: Resize) -> Te
         DataError: Resizing changes the aspect ratio by more than STRETCH.
     """
     check_aspect(resize, size)
-    scaled = resize.place(*size).scaled
+    scaled = resize.placement_of(*size).scaled
     each = [resized_intrinsics(one, size, scaled) for one in intrinsics]
     return of_input(torch.stack(each), resize)
 

@@ -13,11 +13,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tiekd.data.cameras.calibration import Camera
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 
 # Number of frames from which a data set counts as large: with more, a run checks only a sample of
 # the frames' files when it starts.
-MANY = 100_000
+LARGE_DATA_SET = 100_000
+# Number of texts that are converted or hashed at once, so that few Python objects exist at a time.
+TEXTS_AT_ONCE = 100_000
 
 
 class Frame(NamedTuple):
@@ -32,8 +34,8 @@ class Frame(NamedTuple):
     """
 
     name: str
-    image: str | Stored
-    depth: str | Stored | None
+    image: str | ShardMember
+    depth: str | ShardMember | None
     camera: Camera | None
 
 
@@ -85,10 +87,10 @@ class Texts(Sequence[str]):
         """Yields the UTF-8 bytes of each text in order, without the prefix."""
         data = self.data
         ends = self.starts + self.lengths
-        # Convert the arrays to Python integers in parts of MANY texts, because all integers of a
-        # million texts would take 64 MB.
-        for first in range(0, len(self), MANY):
-            part = slice(first, first + MANY)
+        # Convert the arrays to Python integers in parts, because all integers of a million texts
+        # would take 64 MB.
+        for first in range(0, len(self), TEXTS_AT_ONCE):
+            part = slice(first, first + TEXTS_AT_ONCE)
             for start, end in zip(self.starts[part].tolist(), ends[part].tolist(), strict=True):
                 yield data[start:end]
 
@@ -108,7 +110,7 @@ class Texts(Sequence[str]):
         """
         return Texts(self.data, self.starts, self.lengths, prefix)
 
-    def begin_with(self, beginning: str) -> np.ndarray:
+    def begins_with(self, beginning: str) -> np.ndarray:
         """Returns a mask of the texts that, without the prefix, begin with a given string.
 
         Args:
@@ -117,9 +119,9 @@ class Texts(Sequence[str]):
         Returns:
             (N,) bool for the N texts.
         """
-        return self._have(beginning, self.starts)
+        return self._match_at(beginning, self.starts)
 
-    def end_with(self, ending: str) -> np.ndarray:
+    def ends_with(self, ending: str) -> np.ndarray:
         """Returns a mask of the texts that, without the prefix, end with a given string.
 
         Args:
@@ -129,24 +131,24 @@ class Texts(Sequence[str]):
             (N,) bool for the N texts.
         """
         length = len(ending.encode(errors="surrogateescape"))
-        return self._have(ending, self.starts + self.lengths - length)
+        return self._match_at(ending, self.starts + self.lengths - length)
 
-    def _have(self, part: str, starts: np.ndarray) -> np.ndarray:
+    def _match_at(self, part: str, starts: np.ndarray) -> np.ndarray:
         wanted = part.encode(errors="surrogateescape")
         data = np.frombuffer(self.data, np.uint8)
         found = self.lengths >= len(wanted)
         # Compare the wanted bytes one after another, each with the byte at its position in all
         # texts that have matched so far.
-        for place, byte in enumerate(wanted):
+        for position, byte in enumerate(wanted):
             rows = np.flatnonzero(found)
-            found[rows] = data[starts[rows] + place] == byte
+            found[rows] = data[starts[rows] + position] == byte
         return found
 
 
 class Column(Protocol):
     """The images, or the depth maps, of all frames: file paths, or members of tar shards."""
 
-    def __getitem__(self, index: int) -> str | Stored: ...
+    def __getitem__(self, index: int) -> str | ShardMember: ...
 
     def take(self, rows: np.ndarray) -> "Column":
         """Returns a column with the entries of some frames.
@@ -174,9 +176,9 @@ class Cameras(NamedTuple):
         Args:
             cameras: The camera of each frame, in order; None if unknown.
         """
-        places: dict[Camera | None, int] = {}
-        codes = [places.setdefault(camera, len(places)) for camera in cameras]
-        return cls(np.array(codes, np.int32), list(places))
+        distinct: dict[Camera | None, int] = {}
+        codes = [distinct.setdefault(camera, len(distinct)) for camera in cameras]
+        return cls(np.array(codes, np.int32), list(distinct))
 
     @classmethod
     def same(cls, camera: Camera | None, count: int) -> "Cameras":

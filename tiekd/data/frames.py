@@ -34,12 +34,12 @@ class Window(NamedTuple):
 
     Attributes:
         option: Name of the option that sets the crop, for error messages.
-        place: Function (height, width) of an image -> (top, left, height, width) of the rectangle,
-            in pixels. `Frames` checks that it is inside the image.
+        rectangle_in: Function (height, width) of an image -> (top, left, height, width) of the
+            rectangle, in pixels. `Frames` checks that it is inside the image.
     """
 
     option: str
-    place: Callable[[int, int], tuple[int, int, int, int]]
+    rectangle_in: Callable[[int, int], tuple[int, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,9 @@ class Frames(torch.utils.data.Dataset):
         Args:
             index: Index of the frame.
         """
-        return self.assemble(index, **{name: read() for name, read in self.parts(index).items()})
+        return self.assemble(index, **{name: read() for name, read in self.readers(index).items()})
 
-    def parts(self, index: int) -> dict[str, Callable[[], Tensor]]:
+    def readers(self, index: int) -> dict[str, Callable[[], Tensor]]:
         """Returns functions that read a frame's files, one per file, as a dict.
 
         The keys are those of `files`; a key is absent if the frame has no such file. Each function
@@ -277,12 +277,12 @@ class Frames(torch.utils.data.Dataset):
         Args:
             index: Index of the frame.
         """
-        parts = {}
+        readers = {}
         for name, (path, decode) in self.files(index).items():
             cached = self.decoded is not None and image_io.needs_decoding(path)
             read = partial(self.decoded.read, measured=name == "depth") if cached else decode
-            parts[name] = partial(read, path)
-        return parts
+            readers[name] = partial(read, path)
+        return readers
 
     def is_turned(self, index: int) -> bool:
         """Returns True if a frame's image isn't stored upright; reads only the file's header.
@@ -290,7 +290,9 @@ class Frames(torch.utils.data.Dataset):
         Args:
             index: Index of the frame.
         """
-        return orientation.mark_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
+        return (
+            orientation.orientation_in(source_of(self.frames[index].image)) != orientation.UPRIGHT
+        )
 
     def measured(self, index: int) -> Tensor:
         """Returns the ground truth of a frame that has it, before cropping.
@@ -301,7 +303,7 @@ class Frames(torch.utils.data.Dataset):
         Returns:
             (1, H, W) float32, metres, 0 where not measured.
         """
-        depth = self.parts(index)["depth"]()
+        depth = self.readers(index)["depth"]()
         if depth.dtype == torch.uint16:
             known = image_io.without_levels(depth, self.depth_format.invalid)
             depth = known.float() / self.depth_format.units_per_m
@@ -364,7 +366,7 @@ class Frames(torch.utils.data.Dataset):
                 from the image as stored, though the image has to be turned upright.
         """
         frame = self.frames[index]
-        sample = self._cut(self._whole(frame, image, depth), frame)
+        sample = self._cropped(self._whole(frame, image, depth), frame)
         if not maps:
             return sample
         # Reject teacher maps that were made from images as stored if this image has to be turned
@@ -378,12 +380,12 @@ class Frames(torch.utils.data.Dataset):
                     f"in another folder with {console.command('cache_teacher')}",
                     "size",
                 )
-        place = self._place(frame, *image.shape[-2:])
-        cut = {
-            kind: self._map_of_cut(index, kind, levels, image, place)
+        rectangle = self._crop_rectangle(frame, *image.shape[-2:])
+        cropped = {
+            kind: self._cropped_map(index, kind, levels, image, rectangle)
             for kind, levels in maps.items()
         }
-        return self._with_maps(sample, cut)
+        return self._with_maps(sample, cropped)
 
     def map_name(self, index: int) -> str:
         """Returns the file name of a frame's teacher map, such as `2011_09_26_1.png`.
@@ -412,7 +414,7 @@ class Frames(torch.utils.data.Dataset):
         Raises:
             DataError: The file can't be read, or the image is smaller than the crop.
         """
-        return self._place(self.frames[index], *self.file_size(index))[2:]
+        return self._crop_rectangle(self.frames[index], *self.file_size(index))[2:]
 
     def file_size(self, index: int) -> tuple[int, int]:
         """Returns (height, width) of a frame's whole, upright image, without decoding it.
@@ -463,13 +465,13 @@ class Frames(torch.utils.data.Dataset):
         camera = _camera_matrix(frame.camera, height, width)
         return Sample(image, depth, inside, None, camera, frame.name, depth_units=units)
 
-    def _map_of_cut(
+    def _cropped_map(
         self,
         index: int,
         kind: str,
         levels: Tensor,
         image: Tensor,
-        place: tuple[int, int, int, int],
+        rectangle: tuple[int, int, int, int],
     ) -> Tensor:
         """Returns a frame's teacher map, cropped as its image is.
 
@@ -481,22 +483,22 @@ class Frames(torch.utils.data.Dataset):
             kind: The map's key in the result of `files`, such as `teacher_depth`.
             levels: The map, (1, h, w) uint16.
             image: (3, H, W), the whole image.
-            place: (top, left, height, width) of the crop.
+            rectangle: (top, left, height, width) of the crop.
 
         Raises:
             DataError: The map has neither the size of the whole image nor that of the crop.
         """
-        top, left, height, width = place
+        top, left, height, width = rectangle
         if _size(levels) == _size(image):
             return levels[:, top : top + height, left : left + width]
         if tuple(levels.shape[-2:]) == (height, width):
             return levels
         frame = self.frames[index]
-        cut = "" if self.window is None else f", {height}x{width} after {self.window.option}"
+        cropped = "" if self.window is None else f", {height}x{width} after {self.window.option}"
         raise DataError(
             f"{self.map_kinds()[kind] / self.map_name(index)}: teacher map of {_size(levels)} for "
-            f"an image of {_size(image)}{cut}{_unturned(frame, image, levels)}; make the maps from "
-            "the same images",
+            f"an image of {_size(image)}{cropped}{_unturned(frame, image, levels)}; make the maps "
+            "from the same images",
             "size",
         )
 
@@ -527,16 +529,16 @@ class Frames(torch.utils.data.Dataset):
             sigma_planes=len(self.map_folders) if with_sigma else 0,
         )
 
-    def _cut(self, sample: Sample, frame: Frame) -> Sample:
+    def _cropped(self, sample: Sample, frame: Frame) -> Sample:
         """Returns the sample of a whole image, cropped to `self.window`.
 
         Args:
             sample: The sample.
             frame: The sample's frame, for the error message.
         """
-        return crop_window(sample, *self._place(frame, *sample.image.shape[-2:]))
+        return crop_window(sample, *self._crop_rectangle(frame, *sample.image.shape[-2:]))
 
-    def _place(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
+    def _crop_rectangle(self, frame: Frame, height: int, width: int) -> tuple[int, int, int, int]:
         """Returns (top, left, height, width) of the crop `self.window` in an image of some size.
 
         Args:
@@ -549,7 +551,7 @@ class Frames(torch.utils.data.Dataset):
         """
         if self.window is None:
             return 0, 0, height, width
-        top, left, rows, columns = self.window.place(height, width)
+        top, left, rows, columns = self.window.rectangle_in(height, width)
         if top < 0 or left < 0 or top + rows > height or left + columns > width:
             option = self.window.option
             raise DataError(
@@ -643,12 +645,13 @@ def _unturned(frame: Frame, image: Tensor, other: Tensor) -> str:
         image: (3, H, W), the frame's upright image.
         other: (1, h, w), the frame's depth map or teacher map, of another size.
     """
-    mark = orientation.mark_in(source_of(frame.image))
-    if mark == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
+    exif_orientation = orientation.orientation_in(source_of(frame.image))
+    if exif_orientation == orientation.UPRIGHT or other.shape[-2:] != image.shape[-2:][::-1]:
         return ""
     return (
         " once upright: it fits the pixels as stored, which the image's EXIF orientation "
-        f"({mark}) turns; turn it likewise, or remove the mark from the image"
+        f"({exif_orientation}) turns; turn it likewise, or remove the "
+        "orientation from the image's EXIF"
     )
 
 

@@ -24,13 +24,14 @@ SAME_SEQUENCE = "same sequence, optimistic"
 # Multiples of the wanted number of frames between which the number of frames in the held-out
 # folders must be; otherwise a part of a folder is held out.
 _LEAST, _MOST = 0.5, 2
-# The smallest fraction of all frames in whole folders that `halves` accepts as the second half.
-_LEAST_HALF = 0.2
+# The smallest fraction of all frames in whole folders that `fit_and_report_parts` accepts as the
+# part to report.
+_LEAST_REPORTED = 0.2
 _NUMBER = re.compile(r"(\d+)")
 _AS_ZEROS = str.maketrans("123456789", "000000000")
 
 
-class Halves(NamedTuple):
+class FitAndReportParts(NamedTuple):
     """Two parts of some frames: one to fit something on, one to report how well it fits.
 
     Attributes:
@@ -44,7 +45,7 @@ class Halves(NamedTuple):
     shares_sequence: bool
 
 
-def halves(names: Collection[str]) -> Halves:
+def fit_and_report_parts(names: Collection[str]) -> FitAndReportParts:
     """Divides frames by sequence into a part to fit something on and a part to report the fit on.
 
     The part to report has at most half of the frames. It consists of whole folders, taken in the
@@ -62,13 +63,13 @@ def halves(names: Collection[str]) -> Halves:
     for folder in sorted(folders, key=_digest):
         if len(reported) + len(folders[folder]) <= most:
             reported |= folders[folder]
-    if len(reported) >= _LEAST_HALF * len(names):
-        return Halves(set(names) - reported, reported, False)
+    if len(reported) >= _LEAST_REPORTED * len(names):
+        return FitAndReportParts(set(names) - reported, reported, False)
     ordered = _in_order(names)
     left_out = max(round(GAP * len(names)), int(len(names) > 2))
     split = len(names) - most
     fitted, reported = set(ordered[: split - left_out]), set(ordered[split:])
-    return Halves(fitted, reported, shares_sequence(fitted | reported, reported))
+    return FitAndReportParts(fitted, reported, shares_sequence(fitted | reported, reported))
 
 
 def count_sequences(names: Collection[str], all_names: Collection[str]) -> int:

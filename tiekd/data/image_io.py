@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tiekd import console
 from tiekd.data import orientation
-from tiekd.data.stored import Source, Stored, content_of, opened
+from tiekd.data.stored import ShardMember, Source, as_openable, content_of
 from tiekd.errors import DataError
 from tiekd.files import cause_of, instead_of_file, replace_bytes
 
@@ -166,7 +166,7 @@ def read_image_size(path: Source) -> tuple[int, int]:
     """
     if not _is_there(path):
         raise _missing(path, _IMAGE)
-    content = opened(path)
+    content = as_openable(path)
     try:
         with Image.open(content) as image:
             return orientation.upright_size(image)
@@ -290,7 +290,7 @@ def read_depth_npy(
     """
     if not _is_there(path):
         raise _missing(path, _DEPTH_MAP)
-    content = opened(path)
+    content = as_openable(path)
     try:
         depth = np.load(content, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - a corrupt header or archive raises any type
@@ -303,7 +303,9 @@ def read_depth_npy(
         raise DataError(f"{path}: can't be read ({reason}); save it with numpy.save") from None
     # Check that the file holds one depth map with a known unit.
     if not isinstance(depth, np.ndarray):
-        raise DataError(f"{path}: an archive, no single array; save the depth map with numpy.save")
+        raise DataError(
+            f"{path}: an NPZ archive, not a single array; save the depth map with numpy.save"
+        )
     depth = depth[0] if depth.ndim == 3 and len(depth) == 1 else depth
     if depth.ndim != 2 or depth.dtype.kind not in "fiu":
         got = f"{depth.dtype} of shape {depth.shape}"
@@ -364,9 +366,9 @@ def kind_of_depth(path: Source) -> str:
     if not _is_there(path):
         return "NPY"
     # A member of a shard can't be mapped: its whole content is read.
-    mode = None if isinstance(path, Stored) else "r"
+    mode = None if isinstance(path, ShardMember) else "r"
     try:
-        return f"{np.load(opened(path), mmap_mode=mode, allow_pickle=False).dtype.name} NPY"
+        return f"{np.load(as_openable(path), mmap_mode=mode, allow_pickle=False).dtype.name} NPY"
     except Exception:  # noqa: BLE001 - reading the depth map raises the error
         return "NPY"
 
@@ -537,7 +539,7 @@ def _is_there(source: Source) -> bool:
         source: The path; or a member of a tar shard, for which the result is True without a check,
             because reading the member raises an error if it isn't there.
     """
-    return isinstance(source, Stored) or os.path.isfile(source)
+    return isinstance(source, ShardMember) or os.path.isfile(source)
 
 
 def _rgb(image: Image.Image) -> Tensor:

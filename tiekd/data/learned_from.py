@@ -100,15 +100,15 @@ def of_manifest(manifest: Mapping | None, folder: Path) -> list[Teacher]:
     return of_description({**node, "name": name, "digest": digest})
 
 
-def union(*records: Iterable[Teacher] | None) -> list[Teacher]:
+def union(*lists: Iterable[Teacher] | None) -> list[Teacher]:
     """Joins several lists of teachers to one without repetitions, in the order of first mention.
 
     Args:
-        records: The lists; None is left out.
+        lists: The lists; None is left out.
     """
     found = []
-    for record in records:
-        found += [teacher for teacher in record or () if teacher not in found]
+    for teachers in lists:
+        found += [teacher for teacher in teachers or () if teacher not in found]
     return found
 
 
@@ -119,15 +119,15 @@ def from_plain(content: Mapping) -> list[Teacher] | None:
         content: The content. Its entry KEY is the list, or JSON text of it, as in exported files.
             The result is None if there is no such entry, or if it isn't a list of teachers.
     """
-    record = content.get(KEY)
-    if isinstance(record, str):
+    teachers = content.get(KEY)
+    if isinstance(teachers, str):
         try:
-            record = json.loads(record)
+            teachers = json.loads(teachers)
         except ValueError:
             return None
-    if not isinstance(record, list) or not all(map(_is_teacher, record)):
+    if not isinstance(teachers, list) or not all(map(_is_teacher, teachers)):
         return None
-    return [dict(teacher) for teacher in record]
+    return [dict(teacher) for teacher in teachers]
 
 
 def read(weights: Path | None) -> list[Teacher] | None:
@@ -160,40 +160,40 @@ def describe(teacher: Mapping) -> str:
     return printable(", ".join(parts))
 
 
-def lines(record: Iterable[Teacher] | None) -> list[str]:
+def lines(teachers: Iterable[Teacher] | None) -> list[str]:
     """Returns one line per teacher for a program's output.
 
     Args:
-        record: The list of teachers in a weights file; None, for which the result is an empty list,
-            if the file has no such list.
+        teachers: The list of teachers in a weights file; None, for which the result is an empty
+            list, if the file has no such list.
     """
-    return [f"Learned from: {describe(teacher)}" for teacher in record or ()]
+    return [f"Learned from: {describe(teacher)}" for teacher in teachers or ()]
 
 
-def licence_notice(record: Iterable[Teacher] | None) -> str | None:
+def licence_notice(teachers: Iterable[Teacher] | None) -> str | None:
     """Returns a line about teachers with a non-commercial or unknown licence; None without such.
 
     Networks that were trained with this project are left out; their own teachers are in the list.
 
     Args:
-        record: The list of teachers in a weights file. None if the file has no such list: the line
-            then says that the teacher's licence isn't known.
+        teachers: The list of teachers in a weights file. None if the file has no such list: the
+            line then says that the teacher's licence isn't known.
     """
-    if record is None:
+    if teachers is None:
         return (
             "Licence: the weights don't say from which teacher they learned, so its licence isn't "
             "known"
         )
     found = [
         f"{_name(teacher)} ({remark})"
-        for teacher in record
+        for teacher in teachers
         if (remark := _remark(teacher)) is not None
     ]
     if not found:
         return None
-    told = printable(", ".join(found))
+    names = printable(", ".join(found))
     return (
-        f"Licence: it learned from teachers whose terms may restrict its use: {told}; read them "
+        f"Licence: it learned from teachers whose terms may restrict its use: {names}; read them "
         "before you pass it on"
     )
 

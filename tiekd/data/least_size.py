@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, RecipeError
 
-_PROBED = 3
+_NUM_SAMPLED = 3
 
 
 def least_side(network: nn.Module) -> int:
@@ -35,7 +35,7 @@ def fault(resize: Resize, size: tuple[int, int], least: int, name: str) -> str |
         least: Smallest side in pixels that the network can take.
         name: The image's name in the message.
     """
-    canvas = resize.place(*size, name).canvas
+    canvas = resize.placement_of(*size, name).canvas
     # Accept an image that keeps its own size, however small it is, since the user chose it.
     if min(canvas) >= least or canvas == tuple(size):
         return None
@@ -60,7 +60,9 @@ def check_frames(frames: Dataset, resize: Resize, least: int, key: str = "data.r
     """
     if least == 1 or not resize.node() or resize.at_most is not None:
         return
-    for index in sorted({round(i * (len(frames) - 1) / (_PROBED - 1)) for i in range(_PROBED)}):
+    for index in sorted(
+        {round(i * (len(frames) - 1) / (_NUM_SAMPLED - 1)) for i in range(_NUM_SAMPLED)}
+    ):
         try:
             sample = frames[index]
         except DataError:  # reading the frame later raises and reports the error

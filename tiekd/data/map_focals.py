@@ -86,15 +86,15 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
         A message if maps in the folder were made with other focal lengths for the same frames; None
         otherwise.
     """
-    made = read(folder)
-    if made is None and SOURCE not in manifest:
+    map_focals = read(folder)
+    if map_focals is None and SOURCE not in manifest:
         return None
-    made = made or {}
-    _, differing = _compare(made, focals)
+    map_focals = map_focals or {}
+    _, differing = _compare(map_focals, focals)
     if differing:
-        return f"{folder}: {_told(made, focals, differing)}; give another --out"
-    if focals.keys() - made.keys():
-        text = json.dumps(made | focals, separators=(",", ":"))
+        return f"{folder}: {_difference_phrase(map_focals, focals, differing)}; give another --out"
+    if focals.keys() - map_focals.keys():
+        text = json.dumps(map_focals | focals, separators=(",", ":"))
         image_io.write_durably(folder / FILE, f"{text}\n".encode())
     return None
 
@@ -115,11 +115,11 @@ def check(frames: object, *, is_canonical: bool) -> list[str]:
             maps.
         DataError: A file focals.json can't be read.
     """
-    folders, told = _options(frames), []
-    ours = of_frames(frames) if folders else {}
+    folders, warnings = _options(frames), []
+    frame_focals = of_frames(frames) if folders else {}
     for option, folder in folders:
-        told += _check(folder, option, ours, is_canonical=is_canonical)
-    return told
+        warnings += _check(folder, option, frame_focals, is_canonical=is_canonical)
+    return warnings
 
 
 def folders_of(frames: object) -> list[Path]:
@@ -139,13 +139,13 @@ def _options(frames: object) -> list[tuple[str, Path]]:
     return [] if maps is None else [("teacher.maps", maps)]
 
 
-def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> list[str]:
+def _check(folder: Path, option: str, frame_focals: Focals, *, is_canonical: bool) -> list[str]:
     """Compares the focal lengths of a run's frames with those with which a folder's maps were made.
 
     Args:
         folder: The folder of maps.
         option: The option that names the folder, for messages.
-        ours: The focal lengths of the frames, keyed by the file names of their maps.
+        frame_focals: The focal lengths of the frames, keyed by the file names of their maps.
         is_canonical: True for a student with `network.canonical_focal`.
 
     Returns:
@@ -159,8 +159,8 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
     manifest = teacher_maps.read_manifest(folder)
     if manifest is None:
         return []
-    made = read(folder)
-    if made is None:
+    map_focals = read(folder)
+    if map_focals is None:
         node = manifest.get("teacher_network") or {}
         if node.get("canonical_focal") is None:
             return []
@@ -168,38 +168,39 @@ def _check(folder: Path, option: str, ours: Focals, *, is_canonical: bool) -> li
             f"Warning: nothing says with which focal lengths the maps in {folder} were made; they "
             "are taken to be this recipe's"
         ]
-    both, differing = _compare(made, ours)
+    both, differing = _compare(map_focals, frame_focals)
     if not differing:
         return []
-    told = f"{len(differing)} of {len(both)}: {_told(made, ours, differing)}"
+    phrase = _difference_phrase(map_focals, frame_focals, differing)
+    difference = f"{len(differing)} of {len(both)}: {phrase}"
     if is_canonical:
         raise TeacherError(
-            f"{option}: {told}; give the intrinsics that they were made with "
+            f"{option}: {difference}; give the intrinsics that they were made with "
             f"({manifest.get(SOURCE)}), or make the maps again with "
             f"{console.command('cache_teacher')}"
         )
     named = "" if option == "teacher.maps" else f"{option}: "
-    return [f"Warning: {named}{told}; one of the two is wrong"]
+    return [f"Warning: {named}{difference}; one of the two is wrong"]
 
 
-def _compare(made: Focals, ours: Focals) -> tuple[list[str], list[str]]:
+def _compare(map_focals: Focals, frame_focals: Focals) -> tuple[list[str], list[str]]:
     """Compares the focal lengths with which maps were made with those of the frames.
 
     Args:
-        made: The focal lengths with which the maps were made, keyed by the maps' file names.
-        ours: The focal lengths of the run's frames, keyed in the same way.
+        map_focals: The focal lengths with which the maps were made, keyed by the maps' file names.
+        frame_focals: The focal lengths of the run's frames, keyed in the same way.
 
     Returns:
         Two lists of file names: all maps for which both focal lengths are known, and those among
         them for which the two differ.
     """
-    both = [name for name, focal in ours.items() if focal and made.get(name)]
-    return both, [name for name in both if abs(ours[name] / made[name] - 1) > _SAME]
+    both = [name for name, focal in frame_focals.items() if focal and map_focals.get(name)]
+    return both, [name for name in both if abs(frame_focals[name] / map_focals[name] - 1) > _SAME]
 
 
-def _told(made: Focals, ours: Focals, differing: list[str]) -> str:
+def _difference_phrase(map_focals: Focals, frame_focals: Focals, differing: list[str]) -> str:
     name = differing[0]
     return (
-        f"maps were made with another focal length, such as {name} with {made[name]:.1f} pixels, "
-        f"where this recipe has {ours[name]:.1f}"
+        f"maps were made with another focal length, such as {name} with {map_focals[name]:.1f} "
+        f"pixels, where this recipe has {frame_focals[name]:.1f}"
     )

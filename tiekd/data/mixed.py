@@ -17,7 +17,7 @@ from tiekd.data.frames import Frame, Frames
 from tiekd.data.sample import Sample, in_metres
 
 
-class Following(NamedTuple):
+class Replacements(NamedTuple):
     """The indices of the samples by which an unreadable sample may be replaced.
 
     These are the samples that follow it in its data set. After the last sample of the data set
@@ -93,7 +93,7 @@ class MixedFrames(Dataset):
         Args:
             index: The sample's index, which counts the samples of one data set after another.
         """
-        number, own = self.place(index)
+        number, own = self.locate(index)
         chosen = self.sets[number]
         with errors_of_set(chosen.name):
             sample = getattr(chosen.frames, "stored", chosen.frames.__getitem__)(own)
@@ -103,7 +103,7 @@ class MixedFrames(Dataset):
             return sample
         return sample._replace(data_set=number, has_target=self.has_target(index))
 
-    def place(self, index: int) -> tuple[int, int]:
+    def locate(self, index: int) -> tuple[int, int]:
         """Returns (index of a sample's data set in `sets`, index of the sample in that data set).
 
         Args:
@@ -120,23 +120,23 @@ class MixedFrames(Dataset):
         Args:
             index: The sample's index, which counts the samples of one data set after another.
         """
-        number, own = self.place(index)
+        number, own = self.locate(index)
         chosen = self.sets[number]
         has_truth = not isinstance(chosen.frames, Frames) or (
             chosen.frames.frames[own].depth is not None
         )
         return has_truth, chosen.has_teacher
 
-    def following(self, index: int) -> Following:
-        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+    def replacements(self, index: int) -> Replacements:
+        """Returns a `Replacements`, which gives the indices of samples that may replace a sample.
 
         A sample that can't be read is replaced by the next ones of its own data set.
 
         Args:
             index: The sample's index, which counts the samples of one data set after another.
         """
-        number, _ = self.place(index)
-        return Following(self._start(number), len(self.sets[number].frames), index)
+        number, _ = self.locate(index)
+        return Replacements(self._start(number), len(self.sets[number].frames), index)
 
     def _start(self, number: int) -> int:
         return self._ends[number - 1] if number else 0
@@ -158,7 +158,7 @@ class _Listed(Sequence):
         return len(self._mixed)
 
     def __getitem__(self, index: int) -> Frame:
-        number, own = self._mixed.place(index)
+        number, own = self._mixed.locate(index)
         name, frames = self._mixed.sets[number][:2]
         if isinstance(frames, Frames):
             return frames.frames[own]

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
-from tiekd.data.stored import Source, Stored, opened
+from tiekd.data.stored import ShardMember, Source, as_openable
 from tiekd.files import instead_of_file
 
 # Suppress Pillow's warning about corrupt EXIF data, which each process would repeat for each image.
@@ -34,7 +34,7 @@ _CHUNK_HEAD = 8
 _CHUNK_EXTRA = 12
 
 
-def mark_of(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Returns the EXIF orientation of a Pillow image, from 1 to 8.
 
     1 is upright, and is also returned if the orientation can't be read. With 2 to 8 the image has
@@ -48,13 +48,13 @@ def mark_of(image: Image.Image) -> int:
         # Read the EXIF data. PngImageFile.getexif decodes all pixels, so call it only for a PNG in
         # which EXIF data may follow the pixels (`late`).
         exif = image.getexif() if late else Image.Image.getexif(image)
-        mark = exif.get(ExifTags.Base.Orientation, UPRIGHT)
-        return mark if mark in _TURNS else UPRIGHT
+        exif_orientation = exif.get(ExifTags.Base.Orientation, UPRIGHT)
+        return exif_orientation if exif_orientation in _TURNS else UPRIGHT
     except Exception:  # noqa: BLE001 - corrupt EXIF data raises many types of errors
         return UPRIGHT
 
 
-def mark_in(path: Source) -> int:
+def orientation_in(path: Source) -> int:
     """Returns the EXIF orientation in an image file's header, from 1 to 8.
 
     The result is 1 (upright) if the header has none, or if the file isn't an image.
@@ -63,11 +63,11 @@ def mark_in(path: Source) -> int:
         path: Any path, also of a file that doesn't exist.
     """
     # Return the default for a path that isn't a regular file; decoding it later raises the error.
-    if not isinstance(path, Stored) and instead_of_file(path):
+    if not isinstance(path, ShardMember) and instead_of_file(path):
         return UPRIGHT
     try:
-        with Image.open(opened(path)) as image:
-            return mark_of(image)
+        with Image.open(as_openable(path)) as image:
+            return orientation_of(image)
     except Exception:  # noqa: BLE001 - decoding a video or a corrupt file later raises the error
         return UPRIGHT
 
@@ -84,8 +84,8 @@ def upright(image: Image.Image) -> Image.Image:
     image.load()
     if image.format == "TIFF":  # Pillow turns TIFF images when it loads them
         return image
-    mark = mark_of(image)
-    return image if mark == UPRIGHT else image.transpose(_TURNS[mark])
+    exif_orientation = orientation_of(image)
+    return image if exif_orientation == UPRIGHT else image.transpose(_TURNS[exif_orientation])
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """
     if image.format == "TIFF":  # Pillow reports the upright size of TIFF images
         return image.height, image.width
-    if mark_of(image) in _SWAP_SIDES:
+    if orientation_of(image) in _SWAP_SIDES:
         return image.width, image.height
     return image.height, image.width
 

@@ -61,46 +61,53 @@ def check_pairs(
     """
     check_unmatched(unmatched)
     # Find the depth maps and the images without a partner.
-    alone = sorted(key for key in depth_files if key not in image_files)
-    without = sorted(key for key in image_files if key not in depth_files)
-    said = []
-    if alone:
-        named = _examples([depth_files[key] for key in alone])
-        said.append(
-            f"{len(alone)} of {len(depth_files)} depth maps in {depths} match no image, such as "
-            f"{named}"
+    unpaired_depths = sorted(key for key in depth_files if key not in image_files)
+    unpaired_images = sorted(key for key in image_files if key not in depth_files)
+    lines = []
+    if unpaired_depths:
+        named = _examples([depth_files[key] for key in unpaired_depths])
+        lines.append(
+            f"{len(unpaired_depths)} of {len(depth_files)} depth maps in {depths} match no image, "
+            f"such as {named}"
         )
-    if without:
-        named = _examples([image_files[key] for key in without])
-        said.append(
-            f"{len(without)} of {len(image_files)} images in {images} match no depth map, such as "
-            f"{named}"
+    if unpaired_images:
+        named = _examples([image_files[key] for key in unpaired_images])
+        lines.append(
+            f"{len(unpaired_images)} of {len(image_files)} images in {images} match no depth map, "
+            f"such as {named}"
         )
     # For the error message, guess the rule by which depth maps are named.
-    rule = naming_rule(without, alone) if alone and without else None
+    rule = None
+    if unpaired_images and unpaired_depths:
+        rule = naming_rule(unpaired_images, unpaired_depths)
     guess = "" if rule is None else f"; depth maps seem to be named {rule}"
-    too_many = too_many_alone(len(without), len(image_files), len(alone), len(depth_files))
-    nothing = len(alone) == len(depth_files)
+    too_many = too_many_unpaired(
+        len(unpaired_images), len(image_files), len(unpaired_depths), len(depth_files)
+    )
+    nothing = len(unpaired_depths) == len(depth_files)
     if nothing or (too_many and unmatched == "refuse"):
         meant = "" if nothing else "; if that is meant, set data.unmatched=allow"
         raise DataError(
-            f"data.depths: {'; '.join(said)}{guess}. A depth map is named like its image (but for "
+            f"data.depths: {'; '.join(lines)}{guess}. A depth map is named like its image (but for "
             f"the suffix): rename or link them{meant}"
         )
-    return [line + (guess if index == 0 else "") for index, line in enumerate(said)]
+    return [line + (guess if index == 0 else "") for index, line in enumerate(lines)]
 
 
-def too_many_alone(without: int, images: int, alone: int, depths: int) -> bool:
+def too_many_unpaired(
+    num_unpaired_images: int, num_images: int, num_unpaired_depths: int, num_depths: int
+) -> bool:
     """Returns True if so many files have no partner that a mistake is likely.
 
     Args:
-        without: Number of images without a depth map.
-        images: Number of all images.
-        alone: Number of depth maps without an image.
-        depths: Number of all depth maps.
+        num_unpaired_images: Number of images without a depth map.
+        num_images: Number of all images.
+        num_unpaired_depths: Number of depth maps without an image.
+        num_depths: Number of all depth maps.
     """
     # Accept any number of further depth maps if every image has its depth map.
-    return (without > 0 and alone > _MOST * depths) or without > _MOST * images
+    too_many_depths = num_unpaired_images > 0 and num_unpaired_depths > _MOST * num_depths
+    return too_many_depths or num_unpaired_images > _MOST * num_images
 
 
 def naming_rule(images: Sequence[str], depths: Sequence[str]) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch.utils.data import Dataset
 
-from tiekd.data.frame_table import MANY
+from tiekd.data.frame_table import TEXTS_AT_ONCE
 from tiekd.data.frames import Frames
 from tiekd.data.mixed import MixedFrames, sets_in
 from tiekd.distributed import comm
@@ -82,7 +82,7 @@ def _rows(dataset: Dataset) -> Iterator[str]:
 
 def _digest(rows: Iterator[str]) -> bytes:
     value = hashlib.blake2b(digest_size=16)
-    while part := list(itertools.islice(rows, MANY)):
+    while part := list(itertools.islice(rows, TEXTS_AT_ONCE)):
         value.update("".join(f"{row}\n" for row in part).encode(errors="surrogateescape"))
     return value.digest()
 

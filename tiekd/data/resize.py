@@ -10,7 +10,7 @@ multiples of 1/2048, and grey levels between the two passes are multiples of 1/1
 represents all sums exactly, so that every device, library and exported graph gives the same grey
 levels. Measured depth is never interpolated: a new pixel takes the valid pixel nearest to its
 centre. A teacher's map is averaged over the area of a new pixel if the area is on one surface. The
-network's depth is resized to the image's own size by `restored`, bilinearly or nearest, as the
+network's depth is resized to the image's own size by `at_own_size`, bilinearly or nearest, as the
 network's readout requires.
 
 Costs 4 ms in a worker for a KITTI image at half its size, 60 ms for one of 12 megapixels. Left out:
@@ -137,8 +137,8 @@ class Resize:
             return f"scaled by {self.scale:g}"
         if self.at_most is not None:
             return (
-                f"the image's own size, from {SLACK:g} times {_by(self.at_most)} on shrunk to as "
-                "many pixels"
+                f"the image's own size, from {SLACK:g} times {_size_text(self.at_most)} on shrunk "
+                "to as many pixels"
             )
         return "the image's own size"
 
@@ -152,7 +152,7 @@ class Resize:
         """The (height, width) to which training crops by default; None unless `mode` is "cover"."""
         return (self.height, self.width) if self.mode == "cover" else None
 
-    def place(self, height: int, width: int, name: str = "an image") -> Placement:
+    def placement_of(self, height: int, width: int, name: str = "an image") -> Placement:
         """Returns the `Placement` of an image: its size after resizing, and its padding.
 
         Args:
@@ -163,17 +163,17 @@ class Resize:
         Raises:
             DataError: A side of the resized image would be longer than LARGEST pixels.
         """
-        placement = self._place(height, width)
+        placement = self._placement_of(height, width)
         if self != OWN_SIZE and max(placement.canvas) > LARGEST:
             raise DataError(
-                f"{name}: {height}x{width} would be {_by(placement.canvas)} at the working "
+                f"{name}: {height}x{width} would be {_size_text(placement.canvas)} at the working "
                 f"resolution ({self}), larger than {LARGEST} pixels a side; leave it out, or set "
                 "another data.resize",
                 "size",
             )
         return placement
 
-    def _place(self, height: int, width: int) -> Placement:
+    def _placement_of(self, height: int, width: int) -> Placement:
         if self.mode == "stretch":
             return _whole(self.height, self.width)
         if self.mode == "cover":
@@ -553,7 +553,7 @@ def resized_sample(
         canvas, i.e. in the padded image. A sample that already has the size is returned unchanged.
     """
     height, width = sample.image.shape[-2:]
-    placement = placement or resize.place(height, width, sample.name)
+    placement = placement or resize.placement_of(height, width, sample.name)
     if placement.scaled == (height, width):
         return sample, placement
     return sample._replace(
@@ -600,7 +600,7 @@ def network_input(pixels: Tensor, resize: Resize, name: str = "an image") -> Ten
     Raises:
         DataError: A side of the resized image would be longer than LARGEST pixels.
     """
-    placement = resize.place(*pixels.shape[-2:], name)
+    placement = resize.placement_of(*pixels.shape[-2:], name)
     return on_canvas(resized_image(pixels, placement.scaled), placement)
 
 
@@ -621,7 +621,7 @@ def on_canvas(values: Tensor, placement: Placement) -> Tensor:
     return pad(values, (left, beside - left - width, top, below - top - height))
 
 
-def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool) -> Tensor:
+def at_own_size(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool) -> Tensor:
     """Crops the padding off a network's output and resizes it to the image's own size.
 
     Args:
@@ -637,11 +637,11 @@ def restored(values: Tensor, resize: Resize, size: tuple[int, int], smooth: bool
     Raises:
         ValueError: `values` has another size than the padded images.
     """
-    placement = resize.place(*size)
+    placement = resize.placement_of(*size)
     if tuple(values.shape[-2:]) != placement.canvas:
         got = tuple(values.shape)
         raise ValueError(
-            f"restored: got {got}; of an image of {size} a network sees {placement.canvas}"
+            f"at_own_size: got {got}; of an image of {size} a network sees {placement.canvas}"
         )
     (height, width), top, left = placement.scaled, placement.top, placement.left
     return resized_map(values[..., top : top + height, left : left + width], size, smooth)
@@ -676,10 +676,10 @@ def stretched_map(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
     """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=False)
-    return picked(values, size, nearest_index)
+    return resized_by_index(values, size, nearest_index)
 
 
-def picked(
+def resized_by_index(
     values: Tensor, size: tuple[int, int], index: Callable[[int, int, torch.device], Tensor]
 ) -> Tensor:
     """Resizes by selecting one source pixel for each new pixel, without interpolation.
@@ -756,7 +756,7 @@ def _side(length: float) -> int:
     return max(1, round(length))
 
 
-def _by(size: tuple[int, int]) -> str:
+def _size_text(size: tuple[int, int]) -> str:
     """Returns "HEIGHTxWIDTH" for messages.
 
     Args:

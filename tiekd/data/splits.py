@@ -161,7 +161,7 @@ def _plain_table(path: Path) -> SplitTable | None:
         Texts(data, starts[place::words], ends[place::words] - starts[place::words])
         for place in (1, 2)
     )
-    has_depth = ~truth_words.begin_with("None") | (truth_words.lengths != len("None"))
+    has_depth = ~truth_words.begins_with("None") | (truth_words.lengths != len("None"))
     focals = _focals(focal_words)
     if images is None or truths is None or focals is None:
         return None

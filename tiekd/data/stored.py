@@ -1,6 +1,6 @@
 """Reads the content of an image or a depth map, which is a file or a member of a tar shard.
 
-A `Stored` refers to a member of a shard as a path refers to a file; `str` of it is
+A `ShardMember` refers to a member of a shard as a path refers to a file; `str` of it is
 `shard.tar:member`, for messages. A member is read by its offset in the shard, without reading other
 members. Each process keeps up to _MAX_OPEN shards open. A worker may use the file descriptors that
 it inherits, since `pread` doesn't use the shared file position.
@@ -19,7 +19,7 @@ from tiekd.errors import DataError
 _MAX_OPEN = 64  # shards that a process keeps open
 
 
-class Stored(NamedTuple):
+class ShardMember(NamedTuple):
     """A member of a tar shard.
 
     Attributes:
@@ -52,7 +52,7 @@ class Stored(NamedTuple):
             DataError: The shard can't be read, or has changed since its index was read.
         """
         try:
-            shard, state = _opened(self.shard)
+            shard, state = _open_shard(self.shard)
             content = os.pread(shard.fileno(), self.size, self.offset)
         except FileNotFoundError:
             raise DataError(
@@ -71,18 +71,18 @@ class Stored(NamedTuple):
 
 
 # The file of an image or a depth map, or the member of a tar shard with its content.
-Source = Path | Stored
+Source = Path | ShardMember
 
 
-def source_of(place: str | Stored) -> Source:
+def source_of(path: str | ShardMember) -> Source:
     """Converts a path as text to a `Path`, and returns a member of a tar shard unchanged.
 
     The functions that read images and depth maps take such a `Source`.
 
     Args:
-        place: The path of an image or a depth map, or the member that holds it.
+        path: The path of an image or a depth map, or the member that holds it.
     """
-    return place if isinstance(place, Stored) else Path(place)
+    return path if isinstance(path, ShardMember) else Path(path)
 
 
 def content_of(source: Source) -> np.ndarray:
@@ -98,12 +98,12 @@ def content_of(source: Source) -> np.ndarray:
         OSError: A file can't be read.
         DataError: A member can't be read.
     """
-    if isinstance(source, Stored):
+    if isinstance(source, ShardMember):
         return np.frombuffer(source.read_bytes(), np.uint8)
     return np.fromfile(source, dtype=np.uint8)
 
 
-def opened(source: Source) -> Path | BinaryIO:
+def as_openable(source: Source) -> Path | BinaryIO:
     """Returns an object from which libraries such as Pillow can read a file or a member.
 
     Args:
@@ -113,11 +113,11 @@ def opened(source: Source) -> Path | BinaryIO:
     Raises:
         DataError: The member can't be read.
     """
-    return io.BytesIO(source.read_bytes()) if isinstance(source, Stored) else source
+    return io.BytesIO(source.read_bytes()) if isinstance(source, ShardMember) else source
 
 
 @lru_cache(maxsize=_MAX_OPEN)
-def _opened(shard: str) -> tuple[BinaryIO, tuple[int, int]]:
+def _open_shard(shard: str) -> tuple[BinaryIO, tuple[int, int]]:
     """Opens a shard, which stays open in a cache of _MAX_OPEN shards.
 
     A shard that is dropped from the cache is closed when its last reader is done.

@@ -28,7 +28,7 @@ SIGMA_SCALE = "sigma_full_scale_m"
 ORIENTATION = "orientation"
 # Names of entries that state where maps come from but don't affect their values. Older manifests
 # lack them.
-TOLD = (learned_from.KEY, "intrinsics")
+PROVENANCE_ENTRIES = (learned_from.KEY, "intrinsics")
 
 
 def _is_length(value: object) -> bool:
@@ -182,7 +182,7 @@ def differing(found: Mapping, manifest: Mapping) -> list[str]:
         found: The first manifest, such as that of a folder.
         manifest: The second manifest.
     """
-    keys = [key for key in {**manifest, **found} if key not in TOLD]
+    keys = [key for key in {**manifest, **found} if key not in PROVENANCE_ENTRIES]
     return [key for key in keys if found.get(key) != manifest.get(key)]
 
 

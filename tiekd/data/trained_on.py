@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tiekd.data.file_fingerprints import of_each, size_and_time
+from tiekd.data.file_fingerprints import map_paths, size_and_time
 from tiekd.data.frames import Frames
 from tiekd.data.mixed import MixedFrames, sets_in
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 from tiekd.files import instead_of_file
 
 KEY = "trained_on"  # the record's key in a weights file
@@ -96,7 +96,7 @@ def hashes_of(dataset: Dataset, name_bits: int = 0) -> list[int] | None:
     if name_bits:
         crcs = np.fromiter(map(zlib.crc32, frames.names.raws()), np.uint32, len(frames))
         frames = frames.take(np.flatnonzero(crcs & ((1 << name_bits) - 1) == 0))
-    states = of_each(_size_of, [frame.image for frame in frames])
+    states = map_paths(_size_of, [frame.image for frame in frames])
     return [_hash(frame.name, size) for frame, size in zip(frames, states, strict=True)]
 
 
@@ -223,13 +223,13 @@ def read(path: Path | None) -> TrainedOn | None:
     return from_plain(state) if isinstance(state, Mapping) else None
 
 
-def _size_of(image: str | Stored) -> int | None:
+def _size_of(image: str | ShardMember) -> int | None:
     """Returns the size in bytes of an image file, or of a member of a tar shard.
 
     Args:
         image: The path or the member. The result is None if there is no file at the path.
     """
-    if isinstance(image, Stored):
+    if isinstance(image, ShardMember):
         return image.size
     state = size_and_time(image)
     return state and state[0]

@@ -128,7 +128,7 @@ class Reference:
         own = tuple(views[None].depth.shape[-2:])
 
         def restored(values: Tensor) -> Tensor:
-            return resizes.restored(values, self.resize, own, smooth=True)
+            return resizes.at_own_size(values, self.resize, own, smooth=True)
 
         return found.mapped(restored) if isinstance(found, Target) else restored(found)
 

@@ -104,7 +104,7 @@ class _Seen:
                 bilinearly to the image's own size.
         """
         size = tuple(self.reference.shape)
-        own = resizes.restored(values, self.setting.resize, size, smooth=True)
+        own = resizes.at_own_size(values, self.setting.resize, size, smooth=True)
         return own.flatten()[self.drawn]
 
     @property
@@ -119,7 +119,7 @@ class _Seen:
             cells.view_as(self.depth), self.features, self.input_size, smooth=False
         )
         numbers = on_image_grid(numbers, self.input_size, smooth=False)
-        numbers = resizes.restored(numbers, self.setting.resize, size, smooth=False)
+        numbers = resizes.at_own_size(numbers, self.setting.resize, size, smooth=False)
         chosen = numbers.flatten()[self.drawn].long()
         found = network.head.logits(self.features.flatten(2)[..., chosen][..., None])
         return found[0, :, :, 0].T

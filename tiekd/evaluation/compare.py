@@ -84,7 +84,7 @@ class Entrant(NamedTuple):
         given = ()
         if self.needs_focal:
             given = (focals.of_own_size(intrinsics, size, self.resize).to(device),)
-        return resizes.restored(self.predict(image, *given), self.resize, size, smooth=True)
+        return resizes.at_own_size(self.predict(image, *given), self.resize, size, smooth=True)
 
 
 class Result(NamedTuple):

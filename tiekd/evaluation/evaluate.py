@@ -171,7 +171,7 @@ def evaluate(
         if getattr(predictor, "needs_focal", False):
             given = (focals.of_batch(batch, resize),)
             focals.check_known(*given, batch.names)
-        depth = resizes.restored(
+        depth = resizes.at_own_size(
             predictor(batch.image, *given), resize, tuple(batch.depth.shape[-2:]), smooth=True
         )
         indices += batch_indices

@@ -33,7 +33,7 @@ from tiekd.data import least_size
 from tiekd.data.augment.augment import colour_table, look_up
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.image_io import as_photo, read_photo
-from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, network_input, resize_of, restored
+from tiekd.data.resize import LARGEST, OWN_SIZE, Resize, at_own_size, network_input, resize_of
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
 from tiekd.kernels.target import bin_centres
 from tiekd.models import canonical, confidence
@@ -221,10 +221,12 @@ class Student:
         Returns:
             A `Reading` with the maps at `size`, on the CPU.
         """
-        depth = restored(reading.depth.cpu(), self.resize, size, self.smooth)
+        depth = at_own_size(reading.depth.cpu(), self.resize, size, self.smooth)
         certainty = reading[1:]
         if reading.confidence is not None:
-            certainty = (restored(each.cpu(), self.resize, size, smooth=True) for each in certainty)
+            certainty = (
+                at_own_size(each.cpu(), self.resize, size, smooth=True) for each in certainty
+            )
         return Reading(depth, *certainty)
 
     @property
@@ -309,7 +311,7 @@ class Student:
         if upsampling is not None:
             of_cells = upsampling.margins(features)[:, :, : size[0], : size[1]]
             margin = torch.minimum(margin, of_cells)
-        return restored(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
+        return at_own_size(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
 
     @torch.no_grad()
     def tied_share(self, pixels: Tensor, tie: float) -> Tensor:
@@ -330,7 +332,7 @@ class Student:
         margin = readouts.in_strips(readouts.margin, features, self.network.head.probabilities)
         tied = (margin < tie).float()
         share = self._on_image(tied, features, tuple(image.shape[2:]), smooth=True)
-        return restored(share.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=True)
+        return at_own_size(share.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=True)
 
     def _on_image(
         self, values: Tensor, features: Tensor, size: tuple[int, int], smooth: bool

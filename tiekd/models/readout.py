@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tiekd.data.resize import picked
+from tiekd.data.resize import resized_by_index
 from tiekd.errors import RecipeError
 
 READOUTS = ("mean", "mode", "local")
@@ -143,7 +143,7 @@ def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tenso
     """
     if smooth:
         return interpolate(values, size=size, mode="bilinear", align_corners=True)
-    return picked(values, size, _aligned_index)
+    return resized_by_index(values, size, _aligned_index)
 
 
 def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:

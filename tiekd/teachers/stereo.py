@@ -25,7 +25,7 @@ from tiekd.data import image_io
 from tiekd.data.batch import Batch
 from tiekd.data.frames import Frame
 from tiekd.data.resize import OWN_SIZE
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 from tiekd.data.target import Target
 from tiekd.errors import TeacherError
 from tiekd.teachers.outputs import digest
@@ -178,7 +178,7 @@ class StereoTeacher:
             TeacherError: The frames have no files or no focal lengths, more than half of them have
                 no right image, or the pairs differ in size, aren't rectified or are exchanged.
         """
-        if not frames or isinstance(frames[0].image, Stored):
+        if not frames or isinstance(frames[0].image, ShardMember):
             raise TeacherError(
                 "teacher: stereo reads image files, and this data set doesn't list any; use kitti, "
                 "nyu or folder as data.name"

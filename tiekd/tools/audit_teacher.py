@@ -27,7 +27,7 @@ from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.image_io import write_durably, write_image
 from tiekd.data.resize import OWN_SIZE
-from tiekd.data.stored import Source, opened, source_of
+from tiekd.data.stored import Source, as_openable, source_of
 from tiekd.distributed import process_group
 from tiekd.errors import DataError, TeacherError
 from tiekd.evaluation.teacher_audit import report, verdict
@@ -131,7 +131,7 @@ def exif_focal(path: Source) -> float | None:
         path: the image file.
     """
     try:
-        with Image.open(opened(path)) as image:
+        with Image.open(as_openable(path)) as image:
             millimetres = (
                 image.getexif()
                 .get_ifd(ExifTags.IFD.Exif)

@@ -608,10 +608,10 @@ class _Job:
                 # Resize sigma without interpolation, which would mix a sigma with 0, i.e. with an
                 # unknown one.
                 if self.encoding.sigma_m is not None:
-                    sigma = resizes.restored(found.sigma, resize, size, smooth=False)
+                    sigma = resizes.at_own_size(found.sigma, resize, size, smooth=False)
                     sigma = sigma[0, 0].cpu().numpy()
                 found = found.depth
-            depth = resizes.restored(found, resize, size, smooth=True)[0, 0].cpu().numpy()
+            depth = resizes.at_own_size(found, resize, size, smooth=True)[0, 0].cpu().numpy()
             fits = getattr(self.teacher, "qualities", ())
             yield names[place], _Map(depth, sigma, next(iter(fits), None))
 

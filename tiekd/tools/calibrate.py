@@ -43,7 +43,7 @@ from tiekd.config.teacher_node import TeacherList
 from tiekd.data import held_out, learned_from, least_size, trained_on
 from tiekd.data.build import build_dataset
 from tiekd.data.frames import Frames
-from tiekd.data.held_out import SAME_SEQUENCE, Halves
+from tiekd.data.held_out import SAME_SEQUENCE, FitAndReportParts
 from tiekd.data.image_io import write_image
 from tiekd.data.resize import Resize
 from tiekd.errors import CheckpointError, DataError, LaunchError, RecipeError
@@ -236,7 +236,7 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
     }
 
 
-def _half(halves: Halves, names: Collection[str], pixels: int) -> dict:
+def _half(halves: FitAndReportParts, names: Collection[str], pixels: int) -> dict:
     sequences = held_out.count_sequences(names, halves.fitted | halves.reported)
     return {"frames": len(names), "sequences": sequences, "pixels": pixels}
 
@@ -430,7 +430,7 @@ def _remarks(found: _Run, frames: Dataset, on_trained: bool) -> list[str]:
     return remarks + ([str(seen)] if seen is not None and seen.seen else [])
 
 
-def _halves(frames: Dataset) -> tuple[Halves, Dataset, Dataset]:
+def _halves(frames: Dataset) -> tuple[FitAndReportParts, Dataset, Dataset]:
     """Divides validation frames into a half to fit the temperature on, and one to measure it on.
 
     The frames are divided by folder if possible.
@@ -447,7 +447,7 @@ def _halves(frames: Dataset) -> tuple[Halves, Dataset, Dataset]:
         names = [frame.name for frame in frames.frames]
     else:
         names = [f"{index}" for index in range(len(frames))]
-    halves = held_out.halves(names)
+    halves = held_out.fit_and_report_parts(names)
     return halves, *(_only(frames, names, half) for half in (halves.fitted, halves.reported))
 
 

@@ -121,10 +121,10 @@ def global_batch(
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
             names = ()
             if is_mixed:
-                places = [dataset.place(index) for _, index in keys]
-                names = tuple(dataset.sets[number].name for number, _ in places)
+                located = [dataset.locate(index) for _, index in keys]
+                names = tuple(dataset.sets[number].name for number, _ in located)
                 epochs = [epoch for epoch, _ in keys]
-                samples = [(e, own) for e, (_, own) in zip(epochs, places, strict=True)]
+                samples = [(e, own) for e, (_, own) in zip(epochs, located, strict=True)]
             zooms = [augment.draw_zoom(train.seed, *key) for key in keys if augment.zoom]
             yield MicroBatch(rank, index, batch, samples, decisions, zooms, names)
 
@@ -195,10 +195,10 @@ def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
         epoch: epoch, from 0.
         index: index of the sample in the sampler's numbering.
     """
-    following = reader.following(index)
-    for step in range(following.count):
+    replacements = reader.replacements(index)
+    for step in range(replacements.count):
         try:
-            sample = reader.dataset[following.at(step)]
+            sample = reader.dataset[replacements.at(step)]
         except DataError:
             continue
         size = tuple(sample.image.shape[-2:])

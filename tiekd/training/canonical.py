@@ -20,7 +20,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import Augment
 from tiekd.data.batch import Batch
-from tiekd.data.frame_table import MANY, spaced
+from tiekd.data.frame_table import LARGE_DATA_SET, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.mixed import sets_in
 from tiekd.data.resize import OWN_SIZE, Resize
@@ -81,8 +81,8 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
     """Returns the focal lengths of frames, in pixels of the network's input.
 
     The focal length at the input depends on the size of the frame's image, which is read from the
-    file. If there are more than MANY frames, only a part of them is read: the first frame of each
-    camera, and _SAMPLED frames at equal distances.
+    file. If there are more than LARGE_DATA_SET frames, only a part of them is read: the first frame
+    of each camera, and _SAMPLED frames at equal distances.
 
     Args:
         frames: The frames of a data set.
@@ -97,7 +97,7 @@ def input_focals(frames: Dataset, resize: Resize) -> list[float | None]:
     """
     found = []
     rows = range(len(frames))
-    if len(frames) > MANY:
+    if len(frames) > LARGE_DATA_SET:
         _, firsts = np.unique(frames.frames.cameras.codes, return_index=True)
         rows = np.union1d(firsts, spaced(len(frames), _SAMPLED)).tolist()
     for index in rows:
@@ -180,7 +180,7 @@ def with_factors(
     for split, dataset in datasets.items():
         low, high = recipe.augment.zoom_range if split == "training" else (1.0, 1.0)
         for name, frames in sets_in(dataset):
-            if isinstance(frames, Frames) and len(frames) > MANY:
+            if isinstance(frames, Frames) and len(frames) > LARGE_DATA_SET:
                 told.append(f"F / f is that of all cameras and of {_SAMPLED} more {split} frames")
             with errors_of_set(name):
                 known = require_focals(frames, recipe.resize, split)

@@ -36,8 +36,8 @@ from torch.utils.data import Dataset
 from tiekd.config import external
 from tiekd.config.recipe import merge_files
 from tiekd.data import teacher_maps
-from tiekd.data.file_fingerprints import crc, of_each, size_and_time
-from tiekd.data.frame_table import MANY, FrameTable, spaced
+from tiekd.data.file_fingerprints import crc, map_paths, size_and_time
+from tiekd.data.frame_table import LARGE_DATA_SET, TEXTS_AT_ONCE, FrameTable, spaced
 from tiekd.data.frames import Frames
 from tiekd.data.learned_from import Teacher
 from tiekd.data.mixed import sets_in
@@ -340,7 +340,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
             "digest": _digest(table),
             SHARDS: _of_shards(table.images, source),
         }
-    if len(table) > MANY:
+    if len(table) > LARGE_DATA_SET:
         sample = copy.copy(dataset)
         sample.frames = table.take(spaced(len(table), _SAMPLED))
         old_sample = None if old is None else old.get("sample")
@@ -355,7 +355,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     # small datasets, and of frames whose contents were read at the start.
     files = {
         kind: [
-            state and [state[0], None, state[1]] for state in of_each(size_and_time, paths[kind])
+            state and [state[0], None, state[1]] for state in map_paths(size_and_time, paths[kind])
         ]
         for kind in paths
     }
@@ -365,7 +365,7 @@ def _split(dataset: Dataset, old: dict | None) -> dict:
     for kind, states in files.items():
         wanted = [i for i, name in enumerate(names) if name in known and states[i]]
         for index, value in zip(
-            wanted, of_each(crc, [paths[kind][i] for i in wanted]), strict=True
+            wanted, map_paths(crc, [paths[kind][i] for i in wanted]), strict=True
         ):
             states[index][1] = value
     return {
@@ -387,7 +387,7 @@ def left_out(datasets: Iterable[Dataset | None]) -> list[str]:
         len(dataset)
         for dataset in datasets
         if isinstance(dataset, Frames)
-        and len(dataset) > MANY
+        and len(dataset) > LARGE_DATA_SET
         and not isinstance(dataset.frames.images, Members)
     ]
     return [
@@ -405,7 +405,7 @@ def _digest(table: FrameTable) -> str:
     """
     value = hashlib.blake2b(digest_size=16)
     names = table.names.raws()
-    while part := list(itertools.islice(names, MANY)):
+    while part := list(itertools.islice(names, TEXTS_AT_ONCE)):
         value.update(b"\0".join(part) + b"\0")
     return value.hexdigest()
 

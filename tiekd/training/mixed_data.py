@@ -17,7 +17,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import share_beyond
 from tiekd.data.loading import mixing
-from tiekd.data.loading.mixing import MixedBatches, Part
+from tiekd.data.loading.mixing import MixedBatches, SetShare
 from tiekd.data.loading.sampler import RankShare
 from tiekd.data.mixed import MixedFrames, MixedSet
 from tiekd.errors import RecipeError, UserError
@@ -181,7 +181,7 @@ def sampler_of(
     parts = [
         # A data set may define the order in which its samples are read, such as the order of its
         # files.
-        Part(len(each.frames), each.weight, getattr(each.frames, "epoch_order", None))
+        SetShare(len(each.frames), each.weight, getattr(each.frames, "epoch_order", None))
         for each in frames.sets
     ]
     return MixedBatches(

@@ -14,7 +14,7 @@ from torch import Tensor
 from tiekd.data.batch import Batch
 from tiekd.data.frames import joined_name
 from tiekd.data.image_io import write_image
-from tiekd.data.resize import OWN_SIZE, Resize, restored
+from tiekd.data.resize import OWN_SIZE, Resize, at_own_size
 from tiekd.evaluation import metrics
 from tiekd.visualization import pictures
 
@@ -65,7 +65,7 @@ class FramePictures:
             depth: (B, 1, H, W) predicted depth in metres, at the size of the ground truth.
             rows: (B, number of metrics), each frame's metrics in the order of METRIC_NAMES.
         """
-        image = restored(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
+        image = at_own_size(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
         images, truths, depths = (t.float().cpu().numpy() for t in (image, batch.depth, depth))
         for place, index in enumerate(indices):
             name = batch.names[place]

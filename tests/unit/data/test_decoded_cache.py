@@ -255,7 +255,8 @@ def test_decoded_old_format_refused_for_exif_images(root):
     assert torch.equal(frames[0].image, plain[0].image)
     told = refused(frames.__getitem__, 1)
     assert told.startswith(
-        f"{root / 'input' / image_name(1)}: {path} was made before orientation marks counted; make"
+        f"{root / 'input' / image_name(1)}: {path} was made by a version that ignored EXIF "
+        "orientation; make"
     )
     assert not frames.decoded.holds(root / "input" / image_name(1))
 

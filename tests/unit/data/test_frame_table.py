@@ -36,12 +36,12 @@ def test_frame_table_with_cameras():
     assert list(table) == [frame._replace(camera=None) for frame in FRAMES]
 
 
-def test_texts_begin_with():
+def test_texts_begins_with():
     """A beginning is compared with each text, also with a shorter one, and without the prefix."""
     texts = Texts.of(["day/1", "da", "day2/1", ""], prefix="/images/")
-    assert texts.begin_with("day").tolist() == [True, False, True, False]
-    assert texts.begin_with("day/").tolist() == [True, False, False, False]
-    assert texts.begin_with("").all()
+    assert texts.begins_with("day").tolist() == [True, False, True, False]
+    assert texts.begins_with("day/").tolist() == [True, False, False, False]
+    assert texts.begins_with("").all()
     assert texts[0] == "/images/day/1"
     assert texts.below("x/").take(np.array([1]))[0] == "x/da"
 

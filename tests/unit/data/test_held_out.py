@@ -66,20 +66,20 @@ def test_choose_holds_out_at_least_one():
 def test_halves_are_whole_folders():
     """No folder has frames of both halves, whatever the order of the names."""
     names = [name for number in range(9) for name in video(f"{number}/", 5)]
-    halves = held_out.halves(names)
+    halves = held_out.fit_and_report_parts(names)
     assert halves.fitted | halves.reported == set(names)
     folders = [{name.split("/")[0] for name in half} for half in halves[:2]]
     assert not folders[0] & folders[1]
     assert [len(each) for each in folders] == [5, 4]
     assert not halves.shares_sequence
-    assert held_out.halves(names[::-1]) == halves
+    assert held_out.fit_and_report_parts(names[::-1]) == halves
     assert held_out.count_sequences(halves.fitted, names) == 5
 
 
 def test_halves_with_one_large_folder_report_the_small_ones():
     """A folder of three quarters of the frames isn't cut while the others are enough."""
     names = video("a/", 20) + [name for kind in "bcd" for name in video(f"{kind}/", 2)]
-    halves = held_out.halves(names)
+    halves = held_out.fit_and_report_parts(names)
     assert halves.fitted == set(video("a/", 20))
     assert not halves.shares_sequence
 
@@ -88,7 +88,7 @@ def test_halves_with_one_large_folder_report_the_small_ones():
 def test_halves_of_one_folder_are_contiguous_with_a_gap(count, gap):
     """Of one sequence the end is reported, and the frames before it are in neither half."""
     names = video("a/", count)
-    halves = held_out.halves(names[::-1])
+    halves = held_out.fit_and_report_parts(names[::-1])
     most = count // 2
     assert halves.reported == set(names[-most:])
     assert halves.fitted == set(names[: count - most - gap])
@@ -97,7 +97,7 @@ def test_halves_of_one_folder_are_contiguous_with_a_gap(count, gap):
 
 def test_halves_of_a_tiny_folder_beside_a_large_one_cut_the_large_one():
     """Folders with a twentieth of the frames aren't a half; the last folder is cut."""
-    halves = held_out.halves(video("a/", 1) + video("b/", 19))
+    halves = held_out.fit_and_report_parts(video("a/", 1) + video("b/", 19))
     assert len(halves.reported) == 10
     assert halves.shares_sequence
 

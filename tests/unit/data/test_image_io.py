@@ -303,7 +303,7 @@ def test_read_depth_npy_refuses_other_arrays(tmp_path):
         assert words in refused(read_depth_npy, path, None)
     np.savez(tmp_path / "d.npz", np.ones((2, 3)))
     (tmp_path / "d.npz").rename(path)
-    assert "an archive, no single array" in refused(read_depth_npy, path, None)
+    assert "an NPZ archive, not a single array; save" in refused(read_depth_npy, path, None)
     np.save(path, np.ones((20, 30)))
     for size in (0, 5, 60, 200):
         path.write_bytes(path.read_bytes()[:size])
@@ -377,31 +377,33 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
-@pytest.mark.parametrize("mark", UPRIGHT)
-def test_exif_orientation_in_all_readers(tmp_path, mark, suffix):
+@pytest.mark.parametrize("exif_orientation", UPRIGHT)
+def test_exif_orientation_in_all_readers(tmp_path, exif_orientation, suffix):
     """Every reader applies each EXIF orientation in every format, and the size agrees."""
     stored = np.kron(
         np.random.default_rng(0).integers(0, 256, (2, 3, 3)), np.ones((16, 16, 1))
     ).astype(np.uint8)
     exif, path = Image.Exif(), tmp_path / f"p{suffix}"
-    exif[0x0112] = mark
+    exif[0x0112] = exif_orientation
     Image.fromarray(stored).save(path, exif=exif, quality=100, lossless=True, subsampling=0)
-    expected = torch.from_numpy(UPRIGHT[mark](stored).copy()).permute(2, 0, 1)
+    expected = torch.from_numpy(UPRIGHT[exif_orientation](stored).copy()).permute(2, 0, 1)
     for read in (read_image, read_photo):
         assert read(path).shape == expected.shape
         assert (read(path).short() - expected).abs().max() <= 4
     assert read_image_size(path) == expected.shape[1:]
-    assert orientation.mark_in(path) == mark
+    assert orientation.orientation_in(path) == exif_orientation
 
 
-@pytest.mark.parametrize("mark", UPRIGHT)
-def test_read_levels_applies_exif_orientation(tmp_path, mark):
+@pytest.mark.parametrize("exif_orientation", UPRIGHT)
+def test_read_levels_applies_exif_orientation(tmp_path, exif_orientation):
     """`read_levels` rotates a depth map by its EXIF orientation."""
     stored = np.random.default_rng(0).integers(0, 65536, (5, 7)).astype(np.uint16)
     exif = Image.Exif()
-    exif[0x0112] = mark
+    exif[0x0112] = exif_orientation
     Image.fromarray(stored).save(tmp_path / "d.png", exif=exif)
-    assert np.array_equal(read_levels(tmp_path / "d.png")[0].numpy(), UPRIGHT[mark](stored))
+    assert np.array_equal(
+        read_levels(tmp_path / "d.png")[0].numpy(), UPRIGHT[exif_orientation](stored)
+    )
 
 
 def with_late_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
@@ -420,15 +422,15 @@ def test_png_exif_after_pixels_is_applied(tmp_path):
         with_late_chunk(path.read_bytes(), b"eXIf", exif.tobytes()[len(b"Exif\0\0") :])
     )
     assert read_image(path).shape[1:] == read_image_size(path) == (40, 30)
-    path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", b"no mark"))
+    path.write_bytes(with_late_chunk(path.read_bytes(), b"eXIf", b"no EXIF"))
     assert read_image(path).shape[1:] == read_image_size(path)
 
 
-@pytest.mark.parametrize("mark", [0, 9, 65535])
-def test_exif_unknown_orientation_is_ignored(tmp_path, mark):
+@pytest.mark.parametrize("exif_orientation", [0, 9, 65535])
+def test_exif_unknown_orientation_is_ignored(tmp_path, exif_orientation):
     """An unknown EXIF orientation is ignored."""
     exif = Image.Exif()
-    exif[0x0112] = mark
+    exif[0x0112] = exif_orientation
     Image.new("RGB", (40, 30)).save(tmp_path / "p.jpg", exif=exif)
     assert (
         read_image(tmp_path / "p.jpg").shape[1:] == read_image_size(tmp_path / "p.jpg") == (30, 40)

@@ -9,6 +9,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data.resize import (
     OWN_SIZE,
     Resize,
+    at_own_size,
     dense_weights,
     frame_size,
     network_input,
@@ -20,7 +21,6 @@ from tiekd.data.resize import (
     resized_by_products,
     resized_image,
     resized_map,
-    restored,
 )
 from tiekd.errors import RecipeError
 
@@ -51,7 +51,7 @@ FIT = Resize(height=480, width=640, mode="fit")
 )
 def test_network_input_has_canvas_size(own, resize, expected):
     """The network's input has the canvas size of the resize."""
-    assert resize.place(*own).canvas == expected
+    assert resize.placement_of(*own).canvas == expected
     pixels = torch.zeros(1, 3, 1, 1, dtype=torch.uint8).expand(1, 3, *own)
     assert network_input(pixels, resize).shape == (1, 3, *expected)
 
@@ -183,7 +183,7 @@ def test_resized_map_sharp_keeps_edge_depths():
 
 
 def test_restored_removes_padding():
-    """`restored` removes the padding of a contained image."""
+    """`at_own_size` removes the padding of a contained image."""
     pixels = torch.full((1, 3, 30, 60), 200, dtype=torch.uint8)
     contain = Resize(32, 32, "contain")
     seen = network_input(pixels, contain)
@@ -192,6 +192,6 @@ def test_restored_removes_padding():
     assert (seen[:, :, :8] == 0).all()
     assert (seen[:, :, 24:] == 0).all()
     for smooth in (True, False):
-        back = restored(seen[:, :1].float(), contain, (30, 60), smooth)
+        back = at_own_size(seen[:, :1].float(), contain, (30, 60), smooth)
         assert back.shape == (1, 1, 30, 60)
         assert (back - 200).abs().max() < 1e-4

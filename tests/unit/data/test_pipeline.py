@@ -26,7 +26,7 @@ from tiekd.data.augment.augment import (
     look_up,
     normalise,
 )
-from tiekd.data.augment.geometry import move
+from tiekd.data.augment.geometry import augment_on_cpu
 
 CASES = golden.load_json("pipeline/cases.json")
 SAMPLES = golden.load_arrays("pipeline/samples.npz")
@@ -152,7 +152,7 @@ def check(tensor, expected, exact=False, share=1.0, **tolerance):
 
 def finished(sample, decisions):
     """Returns the image as it is on the device."""
-    return look_up(move(sample, decisions).image[None], colour_table(decisions)[None])[0]
+    return look_up(augment_on_cpu(sample, decisions).image[None], colour_table(decisions)[None])[0]
 
 
 def check_image(tensor, expected, turned, coloured=False, normalised=False):
@@ -175,7 +175,7 @@ def check_depths(whole, decisions, expected):
 
     The published teacher's map is never turned.
     """
-    unturned = move(whole, decisions._replace(angle=0.0))
+    unturned = augment_on_cpu(whole, decisions._replace(angle=0.0))
     if "kd_gt" in expected:
         check(unturned.teacher_depth, expected["kd_gt"], rtol=1e-6)
     if decisions.angle == 0:
@@ -184,9 +184,9 @@ def check_depths(whole, decisions, expected):
     turned = whole._replace(
         depth=torch.from_numpy(turned_as_published(whole.depth[0].numpy(), decisions.angle))[None]
     )
-    reference = move(turned, decisions._replace(angle=0.0)).depth
+    reference = augment_on_cpu(turned, decisions._replace(angle=0.0)).depth
     check(reference, expected["depth_gt"], exact=True)
-    assert (move(whole, decisions).depth == reference).float().mean() >= 0.995
+    assert (augment_on_cpu(whole, decisions).depth == reference).float().mean() >= 0.995
 
 
 def turned_as_published(depth, angle):
@@ -272,7 +272,11 @@ def test_each_step_equals_published_forced(frame, group, step):
     if "ColorAug" in reached:
         decisions = decisions._replace(gamma=1.07, brightness=0.93, channels=(1.09, 1.02, 0.91))
     turned, normalised = decisions.angle != 0, step.startswith("Normalize")
-    image = finished(whole, decisions) if turned or normalised else move(whole, decisions).image
+    image = (
+        finished(whole, decisions)
+        if turned or normalised
+        else augment_on_cpu(whole, decisions).image
+    )
     if turned and not normalised:
         image = image * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(
             3, 1, 1
@@ -286,7 +290,7 @@ def test_rotation_other_way_equals_published(frame):
     whole = frame("kitti_kd", FIRST["kitti"])
     decisions = Decisions(2.5, False, 0, 0, 352, 1216, None, 1.0, (1.0, 1.0, 1.0))
     expected = CASES["forced"]["kitti_kd_rotate_minus2.5"]
-    check_image(move(whole, decisions).image, expected["img"], turned=True)
+    check_image(augment_on_cpu(whole, decisions).image, expected["img"], turned=True)
     check_depths(whole, decisions, expected)
 
 

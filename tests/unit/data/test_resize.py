@@ -65,8 +65,8 @@ class One(torch.utils.data.Dataset):
     ],
 )
 def test_place_gives_scaled_size_canvas_corner(node, photo, scaled, canvas, corner):
-    """`place` returns the scaled size, the canvas and the corner for each form of resize."""
-    assert resizes.of_node(node).place(*photo) == (scaled, canvas, *corner)
+    """`placement_of` returns the scaled size, the canvas and the corner for each form of resize."""
+    assert resizes.of_node(node).placement_of(*photo) == (scaled, canvas, *corner)
 
 
 @pytest.mark.parametrize(
@@ -362,10 +362,12 @@ def test_resize_batches_images_of_different_sizes():
 
 
 def test_restored_depth_has_image_size():
-    """`restored` returns depth at the image's own size without the padding."""
+    """`at_own_size` returns depth at the image's own size without the padding."""
     depth = torch.full((1, 1, 24, 30), 99.0)
     depth[:, :, 2:22] = torch.arange(30.0)
-    smooth, nearest = (resizes.restored(depth, CONTAIN, (40, 60), each) for each in (True, False))
+    smooth, nearest = (
+        resizes.at_own_size(depth, CONTAIN, (40, 60), each) for each in (True, False)
+    )
     assert smooth.shape == nearest.shape == (1, 1, 40, 60)
     assert smooth.max() == 29
     assert nearest[0, 0, 5].tolist() == [float(column // 2) for column in range(60)]
@@ -419,7 +421,7 @@ def test_batch_norm_counts_feature_by_centre():
 def test_depth_of_other_size_is_refused():
     """Depth of another size than the image or the network's input is refused."""
     with pytest.raises(ValueError, match="of an image of \\(24, 32\\) a network sees \\(24, 32\\)"):
-        resizes.restored(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
+        resizes.at_own_size(torch.ones(1, 1, 48, 64), OWN_SIZE, (24, 32), smooth=True)
     mixed = sample_of(48, 64, depth=torch.ones(1, 24, 32))
     for augment in (None, PLAIN):
         # The first sample is checked in full (test_contract.py), every later one for its sizes.
@@ -479,8 +481,8 @@ def test_of_data_only_known_fixed_size_datasets():
 def test_place_refuses_enormous_image(resize):
     """A resize that would enlarge an image enormously is refused."""
     with pytest.raises(DataError, match="an image: 1x5000 would be .* at the working resolution"):
-        resize.place(1, 5000)
-    assert OWN_SIZE.place(1, 50000).canvas == (1, 50000)
+        resize.placement_of(1, 5000)
+    assert OWN_SIZE.placement_of(1, 50000).canvas == (1, 50000)
 
 
 def test_enormous_working_size_names_the_sample():

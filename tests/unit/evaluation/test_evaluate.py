@@ -151,7 +151,7 @@ def test_evaluate_resized_scores_at_truth_size(mode, batch_size):
     resize = Resize(height=9, width=11, mode=mode)
     predictor = partial(predict, Slanted(), flip=True)
     found = evaluate(predictor, Frames(), protocol(batch_size=batch_size), CPU, resize=resize)
-    place, rows = resize.place(12, 20), []
+    place, rows = resize.placement_of(12, 20), []
     for index in (0, 1, 2, 4, 5, 6):
         sample = Frames()[index]
         canvas = torch.zeros(3, *place.canvas, dtype=torch.uint8)

@@ -359,7 +359,7 @@ def test_check_data_names_exif_size_mismatch(tmp_path):
     assert row["message"] == (
         f"{frame.depth}: 20x30 does not fit its image {frame.name}, 30x20 once upright: it "
         "fits the pixels as stored, which the image's EXIF orientation (6) turns; turn it "
-        "likewise, or remove the mark from the image"
+        "likewise, or remove the orientation from the image's EXIF"
     )
 
 

@@ -113,7 +113,7 @@ def test_frames_without_focal_are_refused_with_a_count(tmp_path):
 
 def test_factors_of_many_frames_are_those_of_all_cameras(frames, tmp_path, monkeypatch):
     """Of many frames each camera is looked at, and the log says that not each frame is."""
-    monkeypatch.setattr(canonical, "MANY", 2)
+    monkeypatch.setattr(canonical, "LARGE_DATA_SET", 2)
     monkeypatch.setattr(canonical, "_SAMPLED", 1)
     found, told = factors(recipe(tmp_path), frames)
     assert found == pytest.approx([120 / 80, 120 / 50])

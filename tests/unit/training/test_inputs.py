@@ -555,9 +555,9 @@ def test_file_facts_keep_order(tmp_path, monkeypatch):
     for number, path in enumerate(paths):
         Path(path).write_bytes(b"x" * number)
     paths[7], paths[9] = None, str(tmp_path / "gone")
-    few = file_fingerprints.of_each(file_fingerprints.size_and_time, paths)
+    few = file_fingerprints.map_paths(file_fingerprints.size_and_time, paths)
     monkeypatch.setattr(file_fingerprints, "_FEW", 0)
-    assert file_fingerprints.of_each(file_fingerprints.size_and_time, paths) == few
+    assert file_fingerprints.map_paths(file_fingerprints.size_and_time, paths) == few
     assert few[7] is few[9] is None
     assert [fact[0] for fact in few[10:]] == list(range(10, 40))
     assert file_fingerprints.crc(paths[9]) is None
@@ -675,7 +675,8 @@ def test_inputs_calibration_of_sigma_refused(run):
 
 def test_inputs_of_a_large_split_are_sampled(run, monkeypatch):
     """A large split is recorded by a digest of all names and the files of some frames."""
-    monkeypatch.setattr(inputs, "MANY", 5)
+    monkeypatch.setattr(inputs, "LARGE_DATA_SET", 5)
+    monkeypatch.setattr(inputs, "TEXTS_AT_ONCE", 5)
     monkeypatch.setattr(inputs, "_SAMPLED", 3)
     started = run.record()
     train = started["splits"]["train"]

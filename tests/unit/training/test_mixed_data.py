@@ -212,7 +212,7 @@ def test_unreadable_sample_is_replaced_within_its_set(root, tmp_path):
     unreadable = Unreadable(10)
     read = training_batches(dataset, sampler, Augment(**CROP), CPU, unreadable=unreadable)
     for keys, batch in zip(sampler, read, strict=True):
-        assert batch.data_sets == tuple(dataset.place(index)[0] for _, index in keys)
+        assert batch.data_sets == tuple(dataset.locate(index)[0] for _, index in keys)
     (told,) = unreadable.messages
     assert told.startswith("data.maps: ")
     assert "maps2.png" in told

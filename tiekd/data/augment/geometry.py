@@ -1,11 +1,11 @@
 """Geometric augmentation of a sample: rotation, flip and crop.
 
 The result is called the window. A training worker only crops the image to the region that contains
-the window's pixels (`cut`). The region is a view, without a copy. tiekd/data/augment/resample.py
-rotates and flips it later, on the device. If the recipe has no rotation, the region has the
-window's size. Otherwise it has additional rows and columns, the same number in every sample, so
-that the regions can be stacked to a batch. A window may extend beyond the image: pixels there are
-black and have depth 0, i.e. invalid.
+the window's pixels (`crop_to_region`). The region is a view, without a copy; it is rotated and
+flipped later, on the device (tiekd/data/augment/resample.py). If the recipe has no rotation, the
+region has the window's size. Otherwise it has additional rows and columns, the same number in every
+sample, so that the regions can be stacked to a batch. A window may extend beyond the image: pixels
+there are black and have depth 0, i.e. invalid.
 """
 
 from math import ceil, cos, floor, radians, sin
@@ -18,7 +18,7 @@ from tiekd.data.augment.resample import resample
 from tiekd.data.sample import Sample, in_grey_levels
 
 
-def move(sample: Sample, decisions: Decisions) -> Sample:
+def augment_on_cpu(sample: Sample, decisions: Decisions) -> Sample:
     """Rotates, flips and crops a sample on the CPU, and returns the result.
 
     The resulting image is uint8, sampled bilinearly and rounded to an integer; depths take the
@@ -32,13 +32,13 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
         The sample of the augmented image: its image, mask and depth maps have the crop's height and
         width. `place` and `size` are None, since nothing is left to be cropped on the device.
     """
-    part = cut(sample, decisions, abs(decisions.angle))
+    region = crop_to_region(sample, decisions, abs(decisions.angle))
     # Add a batch dimension of 1, because `resample` takes batches.
-    teacher_depth = None if part.teacher_depth is None else part.teacher_depth[None]
+    teacher_depth = None if region.teacher_depth is None else region.teacher_depth[None]
     image, depth, teacher_depth, inside = resample(
-        part.image[None], part.depth[None], teacher_depth, part.place[None], part.size
+        region.image[None], region.depth[None], teacher_depth, region.place[None], region.size
     )
-    return part._replace(
+    return region._replace(
         image=image[0],
         depth=depth[0],
         inside=inside[0],
@@ -48,7 +48,7 @@ def move(sample: Sample, decisions: Decisions) -> Sample:
     )
 
 
-def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
+def crop_to_region(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     """Crops a sample to the region that contains its augmented window; doesn't rotate or flip it.
 
     The window is the rotated, flipped and cropped image, which is computed from the region later.
@@ -64,8 +64,8 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
 
     Returns:
         The cropped sample. Its `place` is the affine map from the window to the region, (8,)
-        float64, as in a row of `places` in `resample`; its `size` is the window's (height, width)
-        in pixels. Its intrinsics are those of the window.
+        float64, as in a row of `affine_maps` in `resample`; its `size` is the window's (height,
+        width) in pixels. Its intrinsics are those of the window.
     """
     # Represent positions in the image, and differences of positions, as complex numbers x + iy in
     # pixels, so that a rotation is a multiplication.
@@ -89,13 +89,13 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
     slope = sin(radians(min(rotate_deg, 90)))
     left, columns = _span([c.real for c in corners], width, window_width, window_height * slope)
     top, rows = _span([c.imag for c in corners], height, window_height, window_width * slope)
-    part = crop_window(sample, top, left, rows, columns)
-    part = in_grey_levels(part)
+    region = crop_window(sample, top, left, rows, columns)
+    region = in_grey_levels(region)
 
     # Convert the window's first pixel from coordinates in the whole image to coordinates in the
     # cropped image.
     first -= complex(left, top)
-    place = [
+    affine_map = [
         first.real,
         first.imag,
         to_column.real,
@@ -105,10 +105,10 @@ def cut(sample: Sample, decisions: Decisions, rotate_deg: float) -> Sample:
         rows,
         columns,
     ]
-    intrinsics = _moved_intrinsics(sample.intrinsics, decisions, width, height)
-    return part._replace(
+    intrinsics = _augmented_intrinsics(sample.intrinsics, decisions, width, height)
+    return region._replace(
         intrinsics=intrinsics,
-        place=torch.tensor(place, dtype=torch.float64),
+        place=torch.tensor(affine_map, dtype=torch.float64),
         size=size,
     )
 
@@ -144,12 +144,12 @@ def crop_window(sample: Sample, top: int, left: int, height: int, width: int) ->
     )
 
 
-def _span(places: list[float], size: int, window: int, more: float) -> tuple[int, int]:
+def _span(coordinates: list[float], size: int, window: int, more: float) -> tuple[int, int]:
     """Returns (index of the first pixel, number of pixels) of the part to keep along one axis.
 
     Args:
-        places: Coordinates of the rotated window's four corners along this axis, in pixels of the
-            image.
+        coordinates: Coordinates of the rotated window's four corners along this axis, in pixels of
+            the image.
         size: Number of the image's pixels along this axis.
         window: Number of the window's pixels along this axis.
         more: Number of pixels by which the largest possible rotation widens the window's bounding
@@ -157,10 +157,12 @@ def _span(places: list[float], size: int, window: int, more: float) -> tuple[int
             interpolation needs at the ends.
     """
     count = min(size, window + (ceil(more) + 3 if more else 0))
-    return max(0, min(floor(min(places)), size - count)), count
+    return max(0, min(floor(min(coordinates)), size - count)), count
 
 
-def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, height: int) -> Tensor:
+def _augmented_intrinsics(
+    intrinsics: Tensor, decisions: Decisions, width: int, height: int
+) -> Tensor:
     """Returns the (3, 3) camera matrix of the window, i.e. the rotated, flipped and cropped image.
 
     Only the principal point changes. The rotation itself (a roll of the camera) can't be expressed
@@ -181,7 +183,7 @@ def _moved_intrinsics(intrinsics: Tensor, decisions: Decisions, width: int, heig
     # row and column.
     x = centre_x + cosine * dx + sine * dy
     y = centre_y - sine * dx + cosine * dy
-    moved = intrinsics.clone()
-    moved[0, 2] = (width - 1 - x if decisions.flip else x) - decisions.left
-    moved[1, 2] = y - decisions.top
-    return moved
+    augmented = intrinsics.clone()
+    augmented[0, 2] = (width - 1 - x if decisions.flip else x) - decisions.left
+    augmented[1, 2] = y - decisions.top
+    return augmented

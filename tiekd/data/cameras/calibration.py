@@ -59,13 +59,13 @@ class Calibration:
     distortion: float = 0.0
     is_approximate: bool = False
 
-    def at_size(self, height: int, width: int, mark: int, where: str) -> Camera:
+    def at_size(self, height: int, width: int, exif_orientation: int, where: str) -> Camera:
         """Returns the camera of an upright image: this camera, scaled and turned if necessary.
 
         Args:
             height: Rows of the upright image.
             width: Columns of the upright image.
-            mark: The image's EXIF orientation, 1 to 8; 1 is upright.
+            exif_orientation: The image's EXIF orientation, 1 to 8; 1 is upright.
             where: Names of source and image, for the error message.
 
         Raises:
@@ -75,8 +75,8 @@ class Calibration:
             return self.camera
         if _same_aspect(self.size, (height, width)):
             return _scaled(self.camera, self.size, (height, width))
-        if mark in _SWAPPED and _same_aspect(self.size[::-1], (height, width)):
-            turned = turned_upright(self.camera, self.size, mark)
+        if exif_orientation in _SWAPPED and _same_aspect(self.size[::-1], (height, width)):
+            turned = turned_upright(self.camera, self.size, exif_orientation)
             return _scaled(turned, self.size[::-1], (height, width))
         raise DataError(
             f"{where}: intrinsics for {self.size[0]}x{self.size[1]} (height x width), but the "
@@ -113,22 +113,22 @@ def checked(
     return Calibration(Camera(*numbers), size, max(map(abs, distortion), default=0.0))
 
 
-def turned_upright(camera: Camera, size: tuple[int, int], mark: int) -> Camera:
+def turned_upright(camera: Camera, size: tuple[int, int], exif_orientation: int) -> Camera:
     """Returns the camera of the upright image, given the camera of the image as stored.
 
     Args:
         camera: The camera of the image as stored, i.e. before its EXIF orientation is applied.
         size: (height, width) of the image as stored.
-        mark: The EXIF orientation, 1 to 8.
+        exif_orientation: The EXIF orientation, 1 to 8.
     """
     focal_x, focal_y, x, y = camera
     height, width = size
-    if mark in _SWAPPED:
+    if exif_orientation in _SWAPPED:
         focal_x, focal_y, x, y = focal_y, focal_x, y, x
         height, width = width, height
-    if mark in _MIRRORED_X and x is not None:
+    if exif_orientation in _MIRRORED_X and x is not None:
         x = width - 1 - x
-    if mark in _MIRRORED_Y and y is not None:
+    if exif_orientation in _MIRRORED_Y and y is not None:
         y = height - 1 - y
     return Camera(focal_x, focal_y, x, y)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tiekd.data import orientation
 from tiekd.data.cameras.calibration import Calibration, Camera, turned_upright
-from tiekd.data.stored import Source, Stored, opened
+from tiekd.data.stored import ShardMember, Source, as_openable
 from tiekd.files import instead_of_file
 
 _DIAGONAL_MM = math.hypot(36, 24)
@@ -37,14 +37,14 @@ def calibration(path: Source) -> Calibration | None:
         The calibration for the photo's own size; None if EXIF has no plausible focal length, or if
         the file can't be read, which is reported when the image is decoded.
     """
-    if not isinstance(path, Stored) and instead_of_file(path):
+    if not isinstance(path, ShardMember) and instead_of_file(path):
         return None
     try:
-        with Image.open(opened(path)) as image:
+        with Image.open(as_openable(path)) as image:
             size = orientation.upright_size(image)
-            mark = orientation.mark_of(image)
+            exif_orientation = orientation.orientation_of(image)
             tags = image.getexif().get_ifd(_EXIF)
-            focals = _focals(tags, size, mark)
+            focals = _focals(tags, size, exif_orientation)
     except Exception:  # noqa: BLE001 - Pillow raises any type on corrupt files
         return None
     if focals is None:
@@ -55,13 +55,13 @@ def calibration(path: Source) -> Calibration | None:
     return Calibration(Camera(*focals), size, is_approximate=True)
 
 
-def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float] | None:
+def _focals(tags: dict, size: tuple[int, int], exif_orientation: int) -> tuple[float, float] | None:
     """Returns (focal_x, focal_y) of the upright image in pixels; None if EXIF has no focal length.
 
     Args:
         tags: The EXIF tags by their numbers.
         size: (height, width) of the upright image in pixels.
-        mark: The EXIF orientation, 1 to 8.
+        exif_orientation: The EXIF orientation, 1 to 8.
     """
     equivalent = float(tags.get(_FOCAL_35, 0))
     if equivalent > 0:
@@ -76,7 +76,7 @@ def _focals(tags: dict, size: tuple[int, int], mark: int) -> tuple[float, float]
         return None
     plane_y = float(tags.get(_PLANE_Y, 0)) or plane_x
     stored = Camera(lens * plane_x / unit, lens * plane_y / unit)
-    upright = turned_upright(stored, size, mark)
+    upright = turned_upright(stored, size, exif_orientation)
     width, height = float(tags.get(_WIDTH, 0)), float(tags.get(_HEIGHT, 0))
     if not (width > 0 and height > 0):
         return upright.focal_x, upright.focal_y

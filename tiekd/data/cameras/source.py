@@ -139,7 +139,7 @@ def camera_of(
         return calibration.camera
     if size == calibration.size:
         return calibration.camera
-    return calibration.at_size(*size, orientation.mark_in(path), where)
+    return calibration.at_size(*size, orientation.orientation_in(path), where)
 
 
 def cameras_of(frames: FrameTable, intrinsics: Intrinsics, root: Path) -> tuple[Cameras, list[str]]:

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from tiekd.data.cameras import exif
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.cameras.source import EXIF, Intrinsics, camera_of
-from tiekd.data.file_fingerprints import of_each
-from tiekd.data.stored import Stored, source_of
+from tiekd.data.file_fingerprints import map_paths
+from tiekd.data.stored import ShardMember, source_of
 
 # Largest factor by which a focal length may differ from EXIF's, which is rounded.
 _AGREES = 1.2
 
 
 def summary(
-    frames: Sequence[tuple[str, str | Stored, Camera | None]], intrinsics: Intrinsics
+    frames: Sequence[tuple[str, str | ShardMember, Camera | None]], intrinsics: Intrinsics
 ) -> list[str]:
     """Returns a list of lines for the user about the cameras of a split's frames.
 
@@ -45,7 +45,7 @@ def summary(
     return lines if str(intrinsics) == EXIF else lines + _against_exif(known)
 
 
-def _against_exif(known: Sequence[tuple[str, str | Stored, Camera]]) -> list[str]:
+def _against_exif(known: Sequence[tuple[str, str | ShardMember, Camera]]) -> list[str]:
     """Returns a list with one line that compares the cameras' focal lengths with those in EXIF.
 
     The list is empty if no image has a focal length in its EXIF.
@@ -53,7 +53,9 @@ def _against_exif(known: Sequence[tuple[str, str | Stored, Camera]]) -> list[str
     Args:
         known: For each frame with a known camera its name, the path of its image, and the camera.
     """
-    stated = of_each(lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known])
+    stated = map_paths(
+        lambda path: exif.calibration(source_of(path)), [path for _, path, _ in known]
+    )
     compared, other = 0, []
     for (name, path, camera), calibration in zip(known, stated, strict=True):
         if calibration is None:

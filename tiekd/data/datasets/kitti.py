@@ -176,7 +176,7 @@ def _cameras(lines: SplitTable) -> Cameras:
         return Cameras.same(None, len(lines.images))
     days = np.zeros(len(lines.images), np.int64)
     for number, day in enumerate(_CALIBRATION, 1):
-        days[lines.images.begin_with(f"{day}/")] = number
+        days[lines.images.begins_with(f"{day}/")] = number
     _, focals = np.unique(lines.focals, return_inverse=True)
     pairs = focals * (len(_CALIBRATION) + 1) + days
     _, examples, codes = np.unique(pairs, return_index=True, return_inverse=True)

@@ -29,7 +29,7 @@ from tiekd.data.frames import (
     data_root,
     with_cameras,
 )
-from tiekd.data.pairing import check_unmatched, too_many_alone
+from tiekd.data.pairing import check_unmatched, too_many_unpaired
 from tiekd.data.shards.index import Index, open_index
 from tiekd.data.shards.order import ShardOrder
 from tiekd.distributed import comm
@@ -179,17 +179,17 @@ def _index_of(root: Path, options: ShardsOptions) -> Index:
     index, problem = None, None
     if comm.is_main():
         try:
-            index = open_index(_shards_of(root, options), _place_of(root, options))
+            index = open_index(_shards_of(root, options), _index_path(root, options))
         except DataError as error:
             problem = str(error), error.kind
     problem = comm.broadcast_object(problem)
     if problem is not None:
         raise DataError(*problem)
     # The other ranks read the index, or make it if they don't share rank 0's disk.
-    return index or open_index(_shards_of(root, options), _place_of(root, options))
+    return index or open_index(_shards_of(root, options), _index_path(root, options))
 
 
-def _place_of(root: Path, options: ShardsOptions) -> Path:
+def _index_path(root: Path, options: ShardsOptions) -> Path:
     """Returns the path of the shards' index file.
 
     Args:
@@ -215,7 +215,7 @@ def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
     Raises:
         DataError: There are no shards.
     """
-    pattern, index = options.shards, _place_of(root, options)
+    pattern, index = options.shards, _index_path(root, options)
     try:
         found = sorted(path for path in root.glob(pattern) if path != index)
     except (ValueError, NotImplementedError) as error:
@@ -242,30 +242,30 @@ def _check_pairs(root: Path, index: Index, unmatched: str) -> list[str]:
         DataError: No depth map has an image; or so many files have no partner that a mistake is
             likely, and `unmatched` is "refuse".
     """
-    said = []
-    if index.alone:
-        count, first = index.alone
-        said.append(f"{count} member(s) in {root} have no image of their key, such as {first}")
+    lines = []
+    if index.unpaired:
+        count, first = index.unpaired
+        lines.append(f"{count} member(s) in {root} have no image of their key, such as {first}")
     has_depth = index.frames.has_depth
-    without = np.flatnonzero(~has_depth)
-    depths = int(has_depth.sum()) + index.alone_depths
-    if not depths:
-        return said
-    if len(without):
-        said.append(
-            f"{len(without)} of {len(has_depth)} images in {root} have no depth map of their key, "
-            f"such as {index.frames.images[without[0]]}"
+    unpaired_images = np.flatnonzero(~has_depth)
+    num_depths = int(has_depth.sum()) + index.unpaired_depths
+    if not num_depths:
+        return lines
+    if len(unpaired_images):
+        lines.append(
+            f"{len(unpaired_images)} of {len(has_depth)} images in {root} have no depth map of "
+            f"their key, such as {index.frames.images[unpaired_images[0]]}"
         )
-    is_refused = unmatched == "refuse" and too_many_alone(
-        len(without), len(has_depth), index.alone_depths, depths
+    is_refused = unmatched == "refuse" and too_many_unpaired(
+        len(unpaired_images), len(has_depth), index.unpaired_depths, num_depths
     )
-    if index.alone_depths == depths or is_refused:
+    if index.unpaired_depths == num_depths or is_refused:
         meant = "; if that is meant, set data.unmatched=allow" if is_refused else ""
         raise DataError(
-            f"data.shards: {'; '.join(said)}. A depth map is KEY.depth.png of its image's KEY: "
+            f"data.shards: {'; '.join(lines)}. A depth map is KEY.depth.png of its image's KEY: "
             f"write the shards again{meant}"
         )
-    return said
+    return lines
 
 
 def _check_problems(index: Index, skip: bool) -> list[str]:
@@ -297,7 +297,7 @@ def _check_unit(table: FrameTable, options: ShardsOptions) -> None:
     """
     if options.depth_unit is not None:
         return
-    endings = table.depths.names.end_with(".png") & table.has_depth
+    endings = table.depths.names.ends_with(".png") & table.has_depth
     if endings.any():
         example = table.depths[int(np.flatnonzero(endings)[0])]
         raise RecipeError(
@@ -324,7 +324,7 @@ def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
         found = np.zeros(len(table), bool)
         for prefix in options.val_prefix:
             folder = f"{prefix.rstrip('/')}/"
-            those = table.names.begin_with(folder)
+            those = table.names.begins_with(folder)
             if not those.any():
                 raise DataError(
                     f"data.val_prefix: no key in {root} begins with {folder}; a key is such as "

@@ -74,7 +74,7 @@ def collate(
         depth_units=torch.tensor([sample.depth_units for sample in samples], dtype=torch.float32),
         teacher_depth=teacher_depth,
         teacher_units=torch.tensor(teacher_units, dtype=torch.float32),
-        places=None if first.place is None else stack([sample.place for sample in samples]),
+        affine_maps=None if first.place is None else stack([sample.place for sample in samples]),
         size=first.size,
         intrinsics=stack([sample.intrinsics for sample in samples]),
         names=[sample.name for sample in samples],

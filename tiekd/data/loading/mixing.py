@@ -1,8 +1,8 @@
 """Selects the samples of each batch from several data sets: a pure function of (seed, iteration).
 
 The images of all batches form one endless sequence: position p is image p % batch_size of global
-batch p // batch_size. `Deal` assigns each position to a data set, such that any part of the
-sequence, even within a batch, has the data sets in the ratio of their weights. So no batch is
+batch p // batch_size. `SetAssignment` assigns each position to a data set, such that any part of
+the sequence, even within a batch, has the data sets in the ratio of their weights. So no batch is
 filled up, and neither the number of ranks nor a resume changes the samples of an iteration.
 
 Each data set passes through its samples at its own pace. One pass is an epoch of the data set, in
@@ -24,10 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from tiekd.data.loading.sampler import ALL_BATCHES, Order, RankShare, check_seed, stated_order
+from tiekd.data.loading.sampler import ALL_BATCHES, Order, RankShare, check_seed, checked_order
 
 
-class Part(NamedTuple):
+class SetShare(NamedTuple):
     """The properties of one of several data sets that determine the order of samples.
 
     Attributes:
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     order: Order | None = None
 
 
-class Deal:
+class SetAssignment:
     """Assigns each position of an endless sequence of images to one of several data sets.
 
     Of the first n positions, for any n, the data set with the largest weight gets its share,
@@ -60,11 +60,11 @@ class Deal:
         exact = [Fraction(str(weight)) for weight in weights]
         scale = lcm(*(weight.denominator for weight in exact))
         whole = [int(weight * scale) for weight in exact]
-        self._order = sorted(range(len(whole)), key=lambda place: -whole[place])
+        self._order = sorted(range(len(whole)), key=lambda number: -whole[number])
         # Store for each data set but the last, by descending weight: its index, its weight as an
         # integer, and the sum of its weight and all smaller ones.
-        sorted_weights = [whole[place] for place in self._order]
-        rest = [sum(sorted_weights[place:]) for place in range(len(whole))]
+        sorted_weights = [whole[number] for number in self._order]
+        rest = [sum(sorted_weights[first:]) for first in range(len(whole))]
         self._shares = list(zip(self._order, sorted_weights, rest, strict=True))[:-1]
 
     def counts(self, length: int) -> list[int]:
@@ -77,13 +77,13 @@ class Deal:
             One number per data set, in the order of the argument `weights` of the class.
         """
         counts, left = [0] * len(self._order), length
-        for place, weight, rest in self._shares:
-            counts[place] = _taken(left, weight, rest)
-            left -= counts[place]
+        for number, weight, rest in self._shares:
+            counts[number] = _rounded_share(left, weight, rest)
+            left -= counts[number]
         counts[self._order[-1]] = left
         return counts
 
-    def places(self, start: int, length: int) -> list[tuple[int, int]]:
+    def sets_at(self, start: int, length: int) -> list[tuple[int, int]]:
         """Returns the data sets of consecutive positions of the sequence.
 
         Args:
@@ -95,12 +95,12 @@ class Deal:
             earlier positions, from position 0 on, that belong to the same data set.
         """
         counts, found = self.counts(start), []
-        for place in range(start + 1, start + length + 1):
-            left, chosen = place, self._order[-1]
+        for position in range(start + 1, start + length + 1):
+            left, chosen = position, self._order[-1]
             # Find the data set of this position: the first one whose number of positions increases
             # if this position is counted, too.
             for number, weight, rest in self._shares:
-                taken = _taken(left, weight, rest)
+                taken = _rounded_share(left, weight, rest)
                 if taken > counts[number]:
                     chosen = number
                     break
@@ -110,15 +110,15 @@ class Deal:
         return found
 
 
-def _taken(places: int, weight: int, rest: int) -> int:
-    """Returns places * weight / rest, rounded to the nearest integer (a half is rounded up).
+def _rounded_share(num_positions: int, weight: int, rest: int) -> int:
+    """Returns num_positions * weight / rest, rounded to the nearest integer (a half is rounded up).
 
     Args:
-        places: Number of positions to distribute.
+        num_positions: Number of positions to distribute.
         weight: The integer weight of one data set.
         rest: The sum of the integer weights of all data sets that share the positions.
     """
-    return (2 * places * weight + rest) // (2 * rest)
+    return (2 * num_positions * weight + rest) // (2 * rest)
 
 
 class MixedBatches(Sampler):
@@ -142,7 +142,7 @@ class MixedBatches(Sampler):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[SetShare],
         batch_size: int,
         iterations: range,
         *,
@@ -153,7 +153,7 @@ class MixedBatches(Sampler):
         check_seed(seed)
         self.parts, self.batch_size, self.iterations = tuple(parts), batch_size, iterations
         self.seed, self.accumulation, self.share = seed, accumulation, share
-        self._deal = Deal([part.weight for part in parts])
+        self._assignment = SetAssignment([part.weight for part in parts])
         sizes = [part.num_samples for part in parts]
         self._starts = [0, *accumulate(sizes)][:-1]
         # Cache of each data set's two newest permutations, keyed by epoch: a batch may begin in one
@@ -174,7 +174,7 @@ class MixedBatches(Sampler):
             iteration: The iteration, from 0.
         """
         keys = []
-        for number, count in self._deal.places(iteration * self.batch_size, self.batch_size):
+        for number, count in self._assignment.sets_at(iteration * self.batch_size, self.batch_size):
             epoch, position = divmod(count, self.parts[number].num_samples)
             keys.append((epoch, self._starts[number] + int(self._order(number, epoch)[position])))
         return keys
@@ -194,7 +194,7 @@ class MixedBatches(Sampler):
         if order is None:
             part = self.parts[number]
             if part.order is not None:
-                order = stated_order(part.order, epoch, self.seed, part.num_samples)
+                order = checked_order(part.order, epoch, self.seed, part.num_samples)
             else:
                 # NumPy's generators ignore a 0 at the end of a seed. So the first data set (number
                 # 0) has the same permutations as in a run with this data set alone.

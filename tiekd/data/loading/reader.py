@@ -19,10 +19,10 @@ from tiekd.data import contract
 from tiekd.data import focal as focals
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import Augment, Decisions, colour_table
-from tiekd.data.augment.geometry import cut
+from tiekd.data.augment.geometry import crop_to_region
 from tiekd.data.batch import WorkerBatch
 from tiekd.data.loading.collate import check_sizes, collate
-from tiekd.data.mixed import Following, MixedFrames
+from tiekd.data.mixed import MixedFrames, Replacements
 from tiekd.data.resize import OWN_SIZE, Placement, Resize
 from tiekd.data.sample import Sample, in_grey_levels
 from tiekd.distributed import limits
@@ -132,7 +132,7 @@ class BatchReader:
                 has its index plus a multiple of the dataset's length.
             sample: The sample as read.
         """
-        placement = self.resize.place(*sample.image.shape[-2:], sample.name)
+        placement = self.resize.placement_of(*sample.image.shape[-2:], sample.name)
         if self.augment is None:
             return placement
         zoom = self.augment.draw_zoom(self.seed, epoch, index)
@@ -160,13 +160,13 @@ class BatchReader:
             DataError: The image is smaller than the crop.
         """
         try:
-            window = self.resize.place(*size).canvas
+            window = self.resize.placement_of(*size).canvas
             return self.augment.draw(self.seed, epoch, index, *placement.canvas, window=window)
         except DataError as error:
             raise DataError(f"{name}: {error}", error.kind) from None
 
-    def following(self, index: int) -> Following:
-        """Returns a `Following`, which gives the indices of samples that may replace a sample.
+    def replacements(self, index: int) -> Replacements:
+        """Returns a `Replacements`, which gives the indices of samples that may replace a sample.
 
         Its method `at(step)` returns the sample's own index in the dataset for 0, and then those of
         the next samples of the same data set, by which the sample is replaced if it can't be read.
@@ -176,8 +176,8 @@ class BatchReader:
                 has its index plus a multiple of the dataset's length.
         """
         if isinstance(self.dataset, MixedFrames):
-            return self.dataset.following(index)
-        return Following(0, len(self.dataset), index)
+            return self.dataset.replacements(index)
+        return Replacements(0, len(self.dataset), index)
 
     def _readable_sample(self, epoch: int, index: int, skipped: list[str]) -> Sample:
         """Returns sample `index`; if it can't be read, the next readable sample of the dataset.
@@ -199,11 +199,11 @@ class BatchReader:
             return self._sample(epoch, index, index % len(self.dataset))
         # Try this sample, then the next ones in the dataset's order, until one can be read.
         # Of several data sets, the samples of one set are replaced by samples of the same set.
-        following = self.following(index)
-        tries = min(self.max_errors + 1, following.count)
+        replacements = self.replacements(index)
+        tries = min(self.max_errors + 1, replacements.count)
         for step in range(tries):
             try:
-                return self._sample(epoch, index, following.at(step))
+                return self._sample(epoch, index, replacements.at(step))
             except DataError as error:
                 if limits.lacking(error):
                     raise
@@ -273,7 +273,7 @@ class BatchReader:
             largest_deg = self.augment.rotate_deg if self.augment.rotate_p > 0 else 0.0
         # Crop to the region that contains the augmented window, which the device resamples from
         # this region later.
-        part = cut(sample, _on_image(decisions, placement), largest_deg)
+        part = crop_to_region(sample, _on_image(decisions, placement), largest_deg)
         return part._replace(table=_table(image, decisions))
 
 
@@ -290,7 +290,7 @@ def _with_nearer_scene(
         resize: How images are resized without zoom.
         size: (height, width) of the image as read.
     """
-    plain = resize.place(*size).scaled
+    plain = resize.placement_of(*size).scaled
     zoom_y, zoom_x = (new / old for new, old in zip(placement.scaled, plain, strict=True))
     zoom = (zoom_x + zoom_y) / 2
     intrinsics = sample.intrinsics.clone()

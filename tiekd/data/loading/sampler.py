@@ -55,7 +55,7 @@ def size_groups(dataset: Dataset, resize: Resize = OWN_SIZE) -> list[int]:
     sizes = []
     for index, size in enumerate(dataset.image_sizes()):
         name = f"sample {index}" if frames is None else frames[index].name
-        sizes.append(resize.place(*size, name).canvas)
+        sizes.append(resize.placement_of(*size, name).canvas)
     numbers = {size: number for number, size in enumerate(sorted(set(sizes)))}
     return [numbers[size] for size in sizes]
 
@@ -110,7 +110,7 @@ def epoch_batches(
     if order_of is None:
         order = np.random.default_rng([seed, epoch]).permutation(num_samples)
     else:
-        order = stated_order(order_of, epoch, seed, num_samples)
+        order = checked_order(order_of, epoch, seed, num_samples)
     group_of = np.zeros(num_samples, int) if groups is None else np.asarray(groups)[order]
     batches = []
     # For each group, form batches of positions in the permutation.
@@ -123,7 +123,7 @@ def epoch_batches(
     return order[places[places[:, 0].argsort()]]
 
 
-def stated_order(order_of: Order, epoch: int, seed: int, num_samples: int) -> np.ndarray:
+def checked_order(order_of: Order, epoch: int, seed: int, num_samples: int) -> np.ndarray:
     """Returns the order of an epoch's samples that a data set itself gives, after checking it.
 
     Args:

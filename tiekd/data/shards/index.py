@@ -24,7 +24,7 @@ from tiekd.console import Progress
 from tiekd.data.cameras.calibration import Camera
 from tiekd.data.frame_table import Cameras, FrameTable, Texts
 from tiekd.data.shards.members import Members
-from tiekd.data.shards.scan import Place, Scan, ScannedFrame, key_of, scan
+from tiekd.data.shards.scan import Member, Scan, ScannedFrame, key_of, scan
 from tiekd.errors import DataError
 from tiekd.files import check_readable, replace_bytes
 
@@ -33,7 +33,7 @@ VERSION = 1
 # in bytes, modification time in ns), with the same keys.
 Shards = Mapping[str, Path]
 States = Mapping[str, tuple[int, int]]
-_NO_DEPTH = Place("", 0, 0)
+_NO_DEPTH = Member("", 0, 0)
 _ARRAYS = (
     "shards",
     *(
@@ -54,16 +54,16 @@ class Index(NamedTuple):
     Attributes:
         frames: The frames, those of one shard after another.
         names: The paths of the shards below data.root.
-        alone: [number of depth maps and JSON files without an image, one of them as
+        unpaired: [number of depth maps and JSON files without an image, one of them as
             "shard:member"]; empty if all have an image.
-        alone_depths: The number of depth maps without an image.
+        unpaired_depths: The number of depth maps without an image.
         problems: An error message for each JSON file that can't be read.
     """
 
     frames: FrameTable
     names: Sequence[str]
-    alone: Sequence[str]
-    alone_depths: int
+    unpaired: Sequence[str]
+    unpaired_depths: int
     problems: Sequence[str]
 
 
@@ -100,7 +100,7 @@ def open_index(shards: Shards, path: Path) -> Index:
     header = _header(content, path)
     touched = _compare(header, shards, states, path)
     if touched:
-        _look_again(touched, path)
+        _check_digests(touched, path)
     return _read(content, path, shards, states)
 
 
@@ -161,10 +161,12 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
     numbers = np.repeat(np.arange(len(scans), dtype=np.int32), counts)
     stems = map(_stem, frames)
     if len(np.unique(np.fromiter(map(hash, stems), np.int64, len(frames)))) < len(frames):
-        _refuse_twice(frames, numbers, list(shards.values()))
+        _refuse_duplicates(frames, numbers, list(shards.values()))
     cameras = Cameras.of(frame.camera for frame in frames)
-    alone = [
-        f"{shard}:{name}" for shard, each in zip(shards, scans, strict=True) for name in each.alone
+    unpaired = [
+        f"{shard}:{name}"
+        for shard, each in zip(shards, scans, strict=True)
+        for name in each.unpaired
     ]
     header = {
         "version": VERSION,
@@ -172,8 +174,8 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
             {"name": shard, "state": states[shard], "digest": each.digest}
             for shard, each in zip(shards, scans, strict=True)
         ],
-        "alone": [len(alone), alone[0]] if alone else [],
-        "alone_depths": sum(not name.endswith(".json") for name in alone),
+        "alone": [len(unpaired), unpaired[0]] if unpaired else [],
+        "alone_depths": sum(not name.endswith(".json") for name in unpaired),
         "problems": [line for each in scans for line in each.problems],
     }
     arrays = {
@@ -184,15 +186,15 @@ def _packed(shards: Shards, states: States, scans: Sequence[Scan]) -> bytes:
         "camera_codes": cameras.codes,
         "cameras": np.array([_numbers(camera) for camera in cameras.distinct], np.float64),
     }
-    for kind, places in (
+    for kind, members in (
         ("image", [frame.image for frame in frames]),
         ("depth", [frame.depth or _NO_DEPTH for frame in frames]),
     ):
-        names = Texts.of(place.name for place in places)
+        names = Texts.of(member.name for member in members)
         arrays[f"{kind}_names"] = np.frombuffer(names.data, np.uint8)
         arrays[f"{kind}_lengths"] = names.lengths
-        arrays[f"{kind}_offsets"] = np.array([place.offset for place in places], np.int64)
-        arrays[f"{kind}_sizes"] = np.array([place.size for place in places], np.int64)
+        arrays[f"{kind}_offsets"] = np.array([member.offset for member in members], np.int64)
+        arrays[f"{kind}_sizes"] = np.array([member.size for member in members], np.int64)
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
@@ -204,7 +206,7 @@ def _stem(frame: ScannedFrame) -> str:
     return key.replace("/", "_")
 
 
-def _refuse_twice(
+def _refuse_duplicates(
     frames: Sequence[ScannedFrame], numbers: np.ndarray, paths: Sequence[Path]
 ) -> None:
     """Raises DataError if two frames have the same name, or their teacher maps would have.
@@ -297,7 +299,7 @@ def _compare(header: dict, shards: Shards, states: States, path: Path) -> list[t
     return touched
 
 
-def _look_again(touched: Sequence[tuple[Path, str]], path: Path) -> None:
+def _check_digests(touched: Sequence[tuple[Path, str]], path: Path) -> None:
     """Reads the members of some shards again, and raises DataError if they have changed.
 
     Args:
@@ -342,11 +344,11 @@ def _read(content: bytes, path: Path, shards: Shards, states: States) -> Index:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile):
         raise DataError(f"{path}: damaged; delete it, and start again to make it") from None
     names = [shard["name"] for shard in header["shards"]]
-    places = {}
+    columns = {}
     for kind in ("image", "depth"):
         lengths = arrays[f"{kind}_lengths"]
         starts = np.cumsum(lengths, dtype=np.int64) - lengths
-        places[kind] = Members(
+        columns[kind] = Members(
             [str(shards[name]) for name in names],
             [states[name] for name in names],
             arrays["shards"],
@@ -356,10 +358,10 @@ def _read(content: bytes, path: Path, shards: Shards, states: States) -> Index:
         )
     cameras = [None if np.isnan(row[0]) else _of_numbers(row) for row in arrays["cameras"]]
     table = FrameTable(
-        places["image"].names,
-        places["image"],
-        places["depth"],
-        places["depth"].names.lengths > 0,
+        columns["image"].names,
+        columns["image"],
+        columns["depth"],
+        columns["depth"].names.lengths > 0,
         Cameras(arrays["camera_codes"], cameras),
         np.stack([arrays["image_heights"], arrays["image_widths"]], 1),
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tiekd.data.frame_table import Texts
-from tiekd.data.stored import Stored
+from tiekd.data.stored import ShardMember
 
 
 class Members:
@@ -36,9 +36,9 @@ class Members:
         self.offsets = offsets
         self.sizes = sizes
 
-    def __getitem__(self, index: int) -> Stored:
+    def __getitem__(self, index: int) -> ShardMember:
         shard = int(self.shards[index])
-        return Stored(
+        return ShardMember(
             self.paths[shard],
             self.names[index],
             int(self.offsets[index]),

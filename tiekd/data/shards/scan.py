@@ -42,7 +42,7 @@ _HEAD = 4096  # bytes of a member that count in the digest
 _TAIL = 1 << 20  # bytes after the end of the archive that must be zero
 
 
-class Place(NamedTuple):
+class Member(NamedTuple):
     """The name of a member of a tar shard, and the position of its content.
 
     Attributes:
@@ -67,8 +67,8 @@ class ScannedFrame(NamedTuple):
         width: Columns of the upright image; 0 if the image's header can't be read.
     """
 
-    image: Place
-    depth: Place | None
+    image: Member
+    depth: Member | None
     camera: Camera | None
     height: int
     width: int
@@ -79,13 +79,13 @@ class Scan(NamedTuple):
 
     Attributes:
         frames: The frames, in the order in which their first members are in the shard.
-        alone: The names of depth maps and JSON files without an image of the same key.
+        unpaired: The names of depth maps and JSON files without an image of the same key.
         problems: An error message for each JSON file that can't be read.
         digest: A hash, in hexadecimal, of the members' names, positions, sizes and first 4 kB.
     """
 
     frames: list[ScannedFrame]
-    alone: list[str]
+    unpaired: list[str]
     problems: list[str]
     digest: str
 
@@ -137,7 +137,7 @@ def scan(path: Path) -> Scan:
 
 def _scan(path: Path, file: BinaryIO) -> Scan:
     head = file.read(_BLOCK)
-    packed = next((kind for mark, kind in _COMPRESSED.items() if head.startswith(mark)), None)
+    packed = next((kind for magic, kind in _COMPRESSED.items() if head.startswith(magic)), None)
     if packed is not None:
         raise DataError(
             f"{path}: compressed by {packed}; members are read by their offsets, so decompress the "
@@ -148,21 +148,24 @@ def _scan(path: Path, file: BinaryIO) -> Scan:
         archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - the caller closes the file
     except tarfile.ReadError:
         raise DataError(f"{path}: no tar file; give tar shards (data.shards)") from None
-    members: dict[str, dict[str, Place]] = {}
+    members: dict[str, dict[str, Member]] = {}
     digest = hashlib.blake2b(digest_size=16)
-    for member in archive:
-        found = key_of(member.name)
-        if member.isdir() or found is None:
+    for entry in archive:
+        found = key_of(entry.name)
+        if entry.isdir() or found is None:
             continue
-        place = Place(member.name, member.offset_data, member.size)
-        if not member.isreg() or member.issparse():
+        member = Member(entry.name, entry.offset_data, entry.size)
+        if not entry.isreg() or entry.issparse():
             raise DataError(
-                f"{path}:{member.name}: a link or a sparse file, which has no content of its own; "
+                f"{path}:{entry.name}: a link or a sparse file, which has no content of its own; "
                 "write the shard with plain files"
             )
-        _add(path, members, *found, place)
-        digest.update(f"{place}\n".encode(errors="surrogateescape"))
-        digest.update(_window(file, place).read(_HEAD))
+        _add(path, members, *found, member)
+        # Index files contain the digest. So that they stay valid, the hashed text has the word
+        # Place, which is what the class `Member` was called when they were made.
+        line = f"Place(name={member.name!r}, offset={member.offset}, size={member.size})\n"
+        digest.update(line.encode(errors="surrogateescape"))
+        digest.update(_open_member(file, member).read(_HEAD))
     _check_end(path, file, archive.offset)
     scanned = _frames(path, file, members, digest.hexdigest())
     if not scanned.frames:
@@ -174,7 +177,7 @@ def _scan(path: Path, file: BinaryIO) -> Scan:
 
 
 def _add(
-    path: Path, members: dict[str, dict[str, Place]], key: str, suffix: str, place: Place
+    path: Path, members: dict[str, dict[str, Member]], key: str, suffix: str, member: Member
 ) -> None:
     """Adds a member of a shard to a dict of all members.
 
@@ -184,17 +187,17 @@ def _add(
         key: The member's key.
         suffix: The ending of the member's name, which determines if it is an image, a depth map or
             a camera.
-        place: The member.
+        member: The member.
 
     Raises:
         DataError: The key has another image, depth map or camera already.
     """
     kind = "camera" if suffix == CAMERA_SUFFIX else "image"
     kind = "depth" if suffix in DEPTH_SUFFIXES else kind
-    other = members.setdefault(key, {}).setdefault(kind, place)
-    if other is not place:
+    other = members.setdefault(key, {}).setdefault(kind, member)
+    if other is not member:
         raise DataError(
-            f"{path}: {other.name} and {place.name} have one key; a shard has one {kind} of each "
+            f"{path}: {other.name} and {member.name} have one key; a shard has one {kind} of each "
             "key, so write it again without one of them"
         )
 
@@ -219,29 +222,29 @@ def _check_end(path: Path, file: BinaryIO, end: int) -> None:
         )
     if rest.strip(b"\0"):
         raise DataError(
-            f"{path}: goes on after its end at {end} bytes, as several tar files in one do; write "
-            "them as one archive, or as several shards"
+            f"{path}: has data after the end-of-archive mark at byte {end}, like several tar files "
+            "in one file; write them as one archive, or as several shards"
         )
 
 
-def _frames(path: Path, file: BinaryIO, members: dict[str, dict[str, Place]], digest: str) -> Scan:
-    frames, alone, problems = [], [], []
-    for parts in members.values():
-        if "image" not in parts:
-            alone += [place.name for place in parts.values()]
+def _frames(path: Path, file: BinaryIO, members: dict[str, dict[str, Member]], digest: str) -> Scan:
+    frames, unpaired, problems = [], [], []
+    for by_kind in members.values():
+        if "image" not in by_kind:
+            unpaired += [member.name for member in by_kind.values()]
             continue
-        height, width, mark = _header(file, parts["image"])
+        height, width, exif_orientation = _header(file, by_kind["image"])
         camera = None
-        if "camera" in parts:
+        if "camera" in by_kind:
             try:
-                camera = _camera(path, file, parts["camera"], (height, width), mark)
+                camera = _camera(path, file, by_kind["camera"], (height, width), exif_orientation)
             except DataError as error:
                 problems.append(str(error))
-        frames.append(ScannedFrame(parts["image"], parts.get("depth"), camera, height, width))
-    return Scan(frames, alone, problems, digest)
+        frames.append(ScannedFrame(by_kind["image"], by_kind.get("depth"), camera, height, width))
+    return Scan(frames, unpaired, problems, digest)
 
 
-def _header(file: BinaryIO, place: Place) -> tuple[int, int, int]:
+def _header(file: BinaryIO, member: Member) -> tuple[int, int, int]:
     """Returns (height, width, EXIF orientation) of an image from its header.
 
     Height and width are those of the upright image in pixels. The result is (0, 0, 1) if the header
@@ -249,35 +252,35 @@ def _header(file: BinaryIO, place: Place) -> tuple[int, int, int]:
 
     Args:
         file: The opened shard.
-        place: The member with the image.
+        member: The member with the image.
     """
     try:
-        with Image.open(_window(file, place)) as image:
-            return *orientation.upright_size(image), orientation.mark_of(image)
+        with Image.open(_open_member(file, member)) as image:
+            return *orientation.upright_size(image), orientation.orientation_of(image)
     except Exception:  # noqa: BLE001 - decoding the image reports the error
         return 0, 0, orientation.UPRIGHT
 
 
 def _camera(
-    path: Path, file: BinaryIO, place: Place, size: tuple[int, int], mark: int
+    path: Path, file: BinaryIO, member: Member, size: tuple[int, int], exif_orientation: int
 ) -> Camera | None:
     """Returns a frame's camera, for its upright image, from its JSON file.
 
     Args:
         path: The shard's path, for error messages.
         file: The opened shard.
-        place: The member with the JSON file. The result is None if the file has none of the keys
+        member: The member with the JSON file. The result is None if the file has none of the keys
             fx, fy, cx and cy.
         size: (height, width) of the upright image in pixels; (0, 0) if unknown.
-        mark: The image's EXIF orientation, 1 to 8.
+        exif_orientation: The image's EXIF orientation, 1 to 8.
 
     Raises:
         DataError: The file isn't a JSON object, lacks a number, or is for an image of another
             aspect ratio.
     """
-    where = f"{path}:{place.name}"
+    where = f"{path}:{member.name}"
     try:
-        node = json.loads(_window(file, place).read())
+        node = json.loads(_open_member(file, member).read())
     except (ValueError, RecursionError):
         node = None
     if not isinstance(node, dict):
@@ -287,20 +290,22 @@ def _camera(
     calibration = files.of_plain(where, node)
     # Use the camera as stated if the image's size is unknown, because its header can't be read;
     # decoding the image reports that error.
-    return calibration.at_size(*size, mark, where) if math.prod(size) else calibration.camera
+    if not math.prod(size):
+        return calibration.camera
+    return calibration.at_size(*size, exif_orientation, where)
 
 
-class _Window(io.RawIOBase):
+class _MemberFile(io.RawIOBase):
     """A member of a shard as a file object, which reads only the requested bytes from the shard.
 
     Args:
         file: The opened shard.
-        place: The member.
+        member: The member.
     """
 
-    def __init__(self, file: BinaryIO, place: Place):
+    def __init__(self, file: BinaryIO, member: Member):
         self.file = file
-        self.place = place
+        self.member = member
         self.position = 0
 
     def readable(self) -> bool:
@@ -310,7 +315,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.place.size}
+        starts = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.member.size}
         self.position = max(0, starts[whence] + offset)
         return self.position
 
@@ -318,12 +323,12 @@ class _Window(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: bytearray) -> int:
-        count = max(0, min(len(buffer), self.place.size - self.position))
-        content = os.pread(self.file.fileno(), count, self.place.offset + self.position)
+        count = max(0, min(len(buffer), self.member.size - self.position))
+        content = os.pread(self.file.fileno(), count, self.member.offset + self.position)
         buffer[: len(content)] = content
         self.position += len(content)
         return len(content)
 
 
-def _window(file: BinaryIO, place: Place) -> BinaryIO:
-    return io.BufferedReader(_Window(file, place), _HEAD)
+def _open_member(file: BinaryIO, member: Member) -> BinaryIO:
+    return io.BufferedReader(_MemberFile(file, member), _HEAD)

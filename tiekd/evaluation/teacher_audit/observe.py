@@ -123,7 +123,7 @@ class Observer:
         # Cached maps come at the image's own size, a network's depth at that of its input.
         if tuple(depth.shape[-2:]) == own_size:
             return depth[0, 0].cpu()
-        return resizes.restored(depth, self.resize, own_size, smooth=False)[0, 0].cpu()
+        return resizes.at_own_size(depth, self.resize, own_size, smooth=False)[0, 0].cpu()
 
     def image(self, batch: Batch) -> Tensor:
         """Returns the image of a single frame, resized back to its own size.
@@ -135,7 +135,7 @@ class Observer:
             (3, H, W) on the CPU, normalised.
         """
         own_size = tuple(batch.depth.shape[-2:])
-        return resizes.restored(batch.image, self.resize, own_size, smooth=True)[0].cpu()
+        return resizes.at_own_size(batch.image, self.resize, own_size, smooth=True)[0].cpu()
 
     def _frame(self, index: int, batch: Batch, size: tuple[int, int]) -> AuditFrame:
         # Call the teacher for the image, and for those changed images that `questions` states.
@@ -239,7 +239,7 @@ class Observer:
         focal = None if estimate is None else estimate(batch)
         if focal is None:
             return {}
-        scaled = self.resize.place(*batch.depth.shape[-2:]).scaled
+        scaled = self.resize.placement_of(*batch.depth.shape[-2:]).scaled
         return {"teacher": float(focal[0]) * batch.depth.shape[-1] / scaled[1]}
 
 

@@ -37,7 +37,7 @@ def observe(observer: Observer, count: int) -> list[SigmaFrame]:
             assert isinstance(target, Target), "the teacher has no sigma"
             truth = batch.depth[0, 0].cpu()
             depth, sigma = (
-                resizes.restored(values, observer.resize, tuple(truth.shape), smooth=False)[0, 0]
+                resizes.at_own_size(values, observer.resize, tuple(truth.shape), smooth=False)[0, 0]
                 for values in (target.depth, target.sigma)
             )
             depth, sigma = depth.cpu(), sigma.cpu()

@@ -23,11 +23,11 @@ from tiekd.data.cameras.calibration import Camera
 from tiekd.data.resize import (
     OWN_SIZE,
     Resize,
+    at_own_size,
     dense_weights,
     on_canvas,
     open_weights,
     resized_by_products,
-    restored,
     stretched_map,
 )
 from tiekd.kernels.target import bin_centres
@@ -86,10 +86,10 @@ class Deployed(nn.Module):
         for name, numbers in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         # Store the resizing matrices as constants of the graph if all images have one size.
-        self.is_resized = size is not None and resize.place(*size).scaled != size
+        self.is_resized = size is not None and resize.placement_of(*size).scaled != size
         if self.is_resized:
             for name, old, new in zip(
-                ("rows", "columns"), size, resize.place(*size).scaled, strict=True
+                ("rows", "columns"), size, resize.placement_of(*size).scaled, strict=True
             ):
                 self.register_buffer(name, dense_weights(old, new), persistent=False)
 
@@ -132,7 +132,9 @@ class Deployed(nn.Module):
                 open_weights(image.shape[3], width),
             )
             image = resized_by_products(image, rows.to(image.device), columns.to(image.device))
-        return image if self.size is None else on_canvas(image, self.resize.place(*self.size))
+        return (
+            image if self.size is None else on_canvas(image, self.resize.placement_of(*self.size))
+        )
 
     def _at_own_size(
         self, values: Tensor, smooth: bool, size: tuple[int, int], own: tuple[int, int]
@@ -150,7 +152,7 @@ class Deployed(nn.Module):
             (B, 1, height, width) at the image's own size.
         """
         if self.size is not None:
-            return restored(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
+            return at_own_size(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
         # Interpolate once, from the head's output to the image, if images aren't resized.
         if self.resize.mode is None:
             return spread_on_grid(values, own, smooth)

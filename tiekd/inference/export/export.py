@@ -236,7 +236,7 @@ def _check_size(network: Network, settings: Settings) -> None:
         )
     # Refuse a file for images of any size (`dynamic`) if the size to which they are resized for the
     # network depends on the image's size.
-    canvas = settings.resize.place(height, width).canvas
+    canvas = settings.resize.placement_of(height, width).canvas
     if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
         raise ExportError(
             f"--dynamic: the size at which the network sees an image ({settings.resize}) depends "

@@ -124,14 +124,14 @@ class Cameras:
                 for the pixels as stored, while a camera that the user gives holds for the upright
                 image.
         """
-        mark = orientation.mark_in(path)
+        exif_orientation = orientation.orientation_in(path)
         calibration = self._given_to(path)
         if calibration is not None:
             self.approximate += calibration.is_approximate
-            return calibration.at_size(height, width, mark, str(path))
-        if self.known is not None and mark != orientation.UPRIGHT:
+            return calibration.at_size(height, width, exif_orientation, str(path))
+        if self.known is not None and exif_orientation != orientation.UPRIGHT:
             raise DataError(
-                f"{path}: its orientation mark turns it, and the data set's camera is of the "
+                f"{path}: its EXIF orientation turns it, and the data set's camera is of the "
                 "pixels as stored; give --intrinsics FX,FY,CX,CY of the upright image"
             )
         camera = None if self.known is None else self.known(path, height, width)
@@ -139,7 +139,7 @@ class Cameras:
             calibration = exif.calibration(path)
             if calibration is not None:
                 self.approximate += 1
-                return calibration.at_size(height, width, mark, str(path))
+                return calibration.at_size(height, width, exif_orientation, str(path))
         if camera is None:
             raise DataError(
                 f"{path}: the camera of an image of {height}x{width} there isn't known; give "

@@ -208,7 +208,7 @@ def _differences(ours: BatchReader, plain: Callable, num_frames: int, epochs: in
         sent = ours.read([(epoch, index)])
         expected = plain(epoch, index)
         batch = sent.to(_CPU)
-        grey, *_ = resample(sent.image, sent.depth, sent.teacher_depth, sent.places, sent.size)
+        grey, *_ = resample(sent.image, sent.depth, sent.teacher_depth, sent.affine_maps, sent.size)
         before = max(before, np.abs(_pixels(grey) - expected.grey).max())
         after = max(after, (np.abs(_pixels(batch.image) - expected.image) * deviation).max())
         for depth, plain_depth in (

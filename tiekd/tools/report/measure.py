@@ -186,7 +186,7 @@ class _Pixels:
         if self.predictor.excess is None:
             return
         plain, excess = (
-            resizes.restored(values, self.resize, size, smooth=True)[box]
+            resizes.at_own_size(values, self.resize, size, smooth=True)[box]
             for values in (self.predictor.depth, self.predictor.excess)
         )
         for place, index in enumerate(indices):

@@ -138,13 +138,13 @@ def draw(
     ):
         size = tuple(batch.depth.shape[-2:])
         given = (focals.of_batch(batch, resize),) if predictor.needs_focal else ()
-        student = resizes.restored(predictor(batch.image, *given), resize, size, smooth=True)
+        student = resizes.at_own_size(predictor(batch.image, *given), resize, size, smooth=True)
         # Read the image again at its own size, since the batch has it only at the student's input
         # size.
         image = in_grey_levels(frames[each.index]).image.permute(1, 2, 0).numpy()
         excess = predictor.excess
         if excess is not None:
-            excess = _on_host(resizes.restored(excess, resize, size, smooth=True))
+            excess = _on_host(resizes.at_own_size(excess, resize, size, smooth=True))
         target = "teacher" if is_agreement else "ground truth"
         maps = {"ground truth": _on_host(batch.depth), "teacher": teacher}
         cells = _cells(image, maps, _on_host(student), excess, target, predictor.network.max_depth)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tiekd.data.augment.augment import Decisions
-from tiekd.data.augment.geometry import move
+from tiekd.data.augment.geometry import augment_on_cpu
 from tiekd.data.sample import Sample, in_metres
 
 NOTHING = Decisions(0.0, False, 0, 0, 40, 60, None, 1.0, (1.0, 1.0, 1.0))
@@ -48,13 +48,13 @@ def turned(row, column, angle, height=40, width=60):
 @pytest.mark.parametrize("angle", [0.0, 2.5, -2.5, 30.0])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45)])
-def test_move_keeps_planes_and_intrinsics_aligned(angle, flip, window):
+def test_augment_on_cpu_keeps_planes_and_intrinsics_aligned(angle, flip, window):
     """Image, depth, teacher map and intrinsics move to the same place."""
     top, left, height, width = window
     decisions = NOTHING._replace(
         angle=angle, flip=flip, top=top, left=left, height=height, width=width
     )
-    sample = move(marked(), decisions)
+    sample = augment_on_cpu(marked(), decisions)
     row, column = turned(11, 37, angle)
     column = 59 - column if flip else column
     expected = (row - top, column - left)
@@ -80,20 +80,20 @@ def test_move_keeps_planes_and_intrinsics_aligned(angle, flip, window):
     assert sample.inside.all() == (angle == 0) or top
 
 
-def test_move_quarter_turn_is_exact():
+def test_augment_on_cpu_quarter_turn_is_exact():
     """A rotation by 90 degrees equals `rot90`."""
     sample = marked(41, 41)
-    there = move(sample, NOTHING._replace(angle=90.0, height=41, width=41))
+    there = augment_on_cpu(sample, NOTHING._replace(angle=90.0, height=41, width=41))
     assert torch.equal(there.depth, sample.depth.rot90(1, (1, 2)))
     assert torch.equal(there.teacher_depth, sample.teacher_depth.rot90(1, (1, 2)))
     assert (there.image - sample.image.float().rot90(1, (1, 2))).abs().max() < 1e-2
     assert there.inside.all()
 
 
-def test_move_corners_are_black_and_outside():
+def test_augment_on_cpu_corners_are_black_and_outside():
     """Corners that a rotation brings in are black, without depth and outside the image."""
     sample = marked()._replace(image=torch.full((3, 40, 60), 200, dtype=torch.uint8))
-    there = move(sample, NOTHING._replace(angle=20.0))
+    there = augment_on_cpu(sample, NOTHING._replace(angle=20.0))
     for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         assert not there.inside[0, row, column]
         assert there.depth[0, row, column] == there.teacher_depth[0, row, column] == 0
@@ -103,14 +103,14 @@ def test_move_corners_are_black_and_outside():
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_move_intrinsics_project_to_moved_pixel(flip):
+def test_augment_on_cpu_intrinsics_project_to_moved_pixel(flip):
     """The moved intrinsics project a point to the pixel that its depth moved to."""
     decisions = NOTHING._replace(flip=flip, top=3, left=7, height=30, width=40)
     sample = marked()._replace(
         intrinsics=torch.tensor([[50.0, 0, 28.0], [0, 50.0, 19.0], [0, 0, 1]])
     )
     point = torch.linalg.inv(sample.intrinsics) @ torch.tensor([37.0, 11.0, 1.0]) * 9
-    there = move(sample, decisions)
+    there = augment_on_cpu(sample, decisions)
     if flip:
         point[0] = -point[0]
     x, y, z = (there.intrinsics @ point).tolist()
@@ -118,10 +118,10 @@ def test_move_intrinsics_project_to_moved_pixel(flip):
     assert sample.intrinsics[0, 2] == 28  # the sample that came in is as it was
 
 
-def test_move_without_teacher_map():
+def test_augment_on_cpu_without_teacher_map():
     """A frame without a teacher map has none after the move either."""
     for angle in (0.0, 2.0):
-        there = move(
+        there = augment_on_cpu(
             marked()._replace(teacher_depth=None), NOTHING._replace(angle=angle, flip=True)
         )
         assert there.teacher_depth is None
@@ -150,7 +150,7 @@ def turned_in_doubles(image, d):
 @pytest.mark.parametrize("angle", [0.3, -2.5, 2.5, 37.0, 90.0, -180.0])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("window", [(0, 0, 40, 60), (5, 9, 21, 45), (0, 0, 3, 3), (37, 55, 3, 5)])
-def test_move_image_within_rounding_of_bilinear(angle, flip, window):
+def test_augment_on_cpu_image_within_rounding_of_bilinear(angle, flip, window):
     """A rotated image is within rounding of exact bilinear interpolation."""
     image = torch.randint(
         0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -158,21 +158,21 @@ def test_move_image_within_rounding_of_bilinear(angle, flip, window):
     d = Decisions(angle, flip, *window, None, 1.0, (1.0, 1.0, 1.0))
     expected = turned_in_doubles(image, d)
     for stored in (image, image.permute(1, 2, 0).contiguous().permute(2, 0, 1), image.float()):
-        there = move(marked()._replace(image=stored), d).image
+        there = augment_on_cpu(marked()._replace(image=stored), d).image
         assert there.dtype == torch.uint8
         assert np.abs(there.numpy() - expected).max() < 0.51
 
 
 @pytest.mark.parametrize("angle", [0.0, 2.0, -40.0])
 @pytest.mark.parametrize("flip", [False, True])
-def test_move_depths_keep_stored_levels(angle, flip):
+def test_augment_on_cpu_depths_keep_stored_levels(angle, flip):
     """Moved depths keep the stored 16-bit levels, and the input stays unchanged."""
     levels = torch.arange(1, 2401).view(1, 40, 60).to(torch.uint16)
     stored = marked()._replace(
         depth=levels, teacher_depth=levels.flip(1), depth_units=256.0, teacher_units=1000.0
     )
     d = NOTHING._replace(angle=angle, flip=flip, top=3, left=7, height=30, width=40)
-    there, metres = move(stored, d), move(in_metres(stored), d)
+    there, metres = augment_on_cpu(stored, d), augment_on_cpu(in_metres(stored), d)
     assert there.depth.dtype == there.teacher_depth.dtype == torch.uint16
     assert torch.equal(in_metres(there).depth, metres.depth)
     assert torch.equal(in_metres(there).teacher_depth, metres.teacher_depth)

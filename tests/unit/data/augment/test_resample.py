@@ -8,7 +8,7 @@ import torch
 
 from tiekd.data.augment import resample as resampling
 from tiekd.data.augment.augment import Augment, Decisions, look_up
-from tiekd.data.augment.geometry import cut, move
+from tiekd.data.augment.geometry import augment_on_cpu, crop_to_region
 from tiekd.data.augment.resample import resample
 from tiekd.data.loading.reader import BatchReader
 from tiekd.data.sample import Sample
@@ -33,7 +33,7 @@ def frame(height=40, width=60, seed=0, teacher=True):
 
 
 def parts_of(sample, rotate_deg=2.5):
-    return [cut(sample, decisions, rotate_deg) for decisions in DRAWN]
+    return [crop_to_region(sample, decisions, rotate_deg) for decisions in DRAWN]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -59,7 +59,7 @@ def test_resample_batch_equals_single_windows(device, teacher):
     ]
     at_once = resampling._rotated(*there, (24, 40))
     for index, decisions in enumerate(DRAWN):
-        single = move(sample, decisions)
+        single = augment_on_cpu(sample, decisions)
         got = [None if tensor is None else tensor[index].cpu() for tensor in at_once]
         differences = (got[0].int() - single.image.int()).abs()
         assert differences.max() <= (1 if decisions.angle else 0)
@@ -80,16 +80,16 @@ def test_resample_independent_of_part_size(rotate_deg):
         image, depth, _, inside = resample(
             part.image[None], part.depth[None], None, part.place[None], part.size
         )
-        expected = move(sample, decisions)
+        expected = augment_on_cpu(sample, decisions)
         assert (image[0].int() - expected.image.int()).abs().max() <= 1
         assert torch.equal(depth[0].int(), expected.depth.int())
         assert torch.equal(inside[0], expected.inside)
 
 
-def test_cut_part_is_as_small_as_rotation_allows():
-    """`cut` returns the smallest part that a rotation up to `rotate_deg` needs."""
+def test_crop_to_region_is_as_small_as_rotation_allows():
+    """`crop_to_region` returns the smallest part that a rotation up to `rotate_deg` needs."""
     sample = frame(200, 300)
-    straight = cut(sample, DRAWN[0], 0.0)
+    straight = crop_to_region(sample, DRAWN[0], 0.0)
     assert straight.image.shape == (3, 24, 40)
     assert straight.image.data_ptr() == sample.image.data_ptr()
     parts = parts_of(sample)
@@ -99,16 +99,16 @@ def test_cut_part_is_as_small_as_rotation_allows():
     assert all(part.depth.shape == part.teacher_depth.shape == (1, 29, 45) for part in parts)
 
 
-def test_cut_of_an_upright_window():
+def test_crop_to_region_of_an_upright_window():
     """An augmented sample is a Sample that has the place and the size of its window."""
     sample = frame()
-    part = cut(sample, DRAWN[0], 2.5)
+    part = crop_to_region(sample, DRAWN[0], 2.5)
     assert type(part) is Sample
     assert part.name == sample.name
     assert part.place.shape == (8,)
     assert part.place[-2:].tolist() == list(part.image.shape[-2:])
     assert part.size == (24, 40)
-    window = move(sample, DRAWN[0])
+    window = augment_on_cpu(sample, DRAWN[0])
     assert window.place is None
     assert window.size is None
 
@@ -135,7 +135,9 @@ def test_collate_pads_parts_and_marks_outside():
     assert batch.image.shape == (12, 3, 24, 40)
     for place, (epoch, index) in enumerate(keys):
         sample = Mixed()[index]
-        expected = move(sample, reader.augment.draw(0, epoch, index, *sample.image.shape[-2:]))
+        expected = augment_on_cpu(
+            sample, reader.augment.draw(0, epoch, index, *sample.image.shape[-2:])
+        )
         assert torch.equal(batch.inside[place], expected.inside)
         assert not expected.inside.all()
         assert torch.equal(batch.depth[place].int(), expected.depth.int())
@@ -145,11 +147,11 @@ def test_collate_pads_parts_and_marks_outside():
         ).abs().max() < 0.02  # of a grey level's 0.017, in rounding
 
 
-def test_move_float_depths_keep_values():
+def test_augment_on_cpu_float_depths_keep_values():
     """Float depths keep their dtype, and no new values appear."""
     metres = frame()._replace(depth=torch.rand(1, 40, 60) + 1, teacher_depth=None)
     for decisions in DRAWN:
-        moved = move(metres, decisions).depth
+        moved = augment_on_cpu(metres, decisions).depth
         assert moved.dtype == torch.float32
         assert set(moved.unique().tolist()) <= {
             0.0,
@@ -164,7 +166,7 @@ def test_resample_never_syncs_with_device(monkeypatch):
         torch.stack([part.image for part in parts]),
         torch.stack([part.depth for part in parts]),
     )
-    places = torch.stack([part.place for part in parts])
+    affine_maps = torch.stack([part.place for part in parts])
     tables = torch.zeros(len(parts), 3, 256)
 
     def wait(*_):
@@ -182,5 +184,5 @@ def test_resample_never_syncs_with_device(monkeypatch):
         "__index__",
     ):
         monkeypatch.setattr(torch.Tensor, name, wait)
-    windows, *_ = resampling._rotated(image, depth, depth, places, (24, 40))
+    windows, *_ = resampling._rotated(image, depth, depth, affine_maps, (24, 40))
     assert look_up(windows, tables).shape == (len(parts), 3, 24, 40)

@@ -66,7 +66,7 @@ def test_focal_changes_with_the_zoom(resize):
         assert batch.teacher_depth[batch.teacher_depth > 0].unique().tolist() == [9.0]
         assert torch.equal(batch.inside, batch.depth > 0)
         factors.append(float(camera[0, 0]))
-    base = 200 * resize.place(96, 160).scaled[1] / 160
+    base = 200 * resize.placement_of(96, 160).scaled[1] / 160
     assert 0.69 * base < min(factors) < 0.9 * base
     assert 1.1 * base < max(factors) < 1.41 * base
 

@@ -35,19 +35,19 @@ def test_calibration_other_aspect_is_one_line(size):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("mark", range(1, 9))
-def test_camera_turns_with_the_pixels(mark, tmp_path):
+@pytest.mark.parametrize("exif_orientation", range(1, 9))
+def test_camera_turns_with_the_pixels(exif_orientation, tmp_path):
     """The principal point stays on the same pixel when an image is turned upright."""
     pixels = np.zeros((20, 32, 3), np.uint8)
     pixels[5, 9] = 255
     exif = Image.Exif()
-    exif[0x0112] = mark
+    exif[0x0112] = exif_orientation
     path = tmp_path / "a.png"
     Image.fromarray(pixels).save(path, exif=exif)
     with Image.open(path) as image:
         upright = np.asarray(orientation.upright(image))
     row, column = np.argwhere(upright[..., 0] == 255)[0]
-    turned = turned_upright(Camera(100.0, 110.0, 9.0, 5.0), (20, 32), mark)
+    turned = turned_upright(Camera(100.0, 110.0, 9.0, 5.0), (20, 32), exif_orientation)
     assert (turned.centre_x, turned.centre_y) == (column, row)
     swapped = upright.shape[:2] == (32, 20)
     assert turned[:2] == ((110.0, 100.0) if swapped else (100.0, 110.0))

@@ -10,14 +10,14 @@ from PIL.TiffImagePlugin import IFDRational
 from tiekd.data.cameras import exif
 
 
-def photo(path, height, width, mark=1, **tags):
+def photo(path, height, width, exif_orientation=1, **tags):
     """Writes a JPEG with EXIF tags, and returns its path."""
     names = {"focal": 0x920A, "focal_35": 0xA405, "plane_x": 0xA20E, "plane_y": 0xA20F}
     names |= {"unit": 0xA210, "taken_width": 0xA002, "taken_height": 0xA003}
-    marks = Image.Exif()
-    marks[0x0112] = mark
-    marks.get_ifd(0x8769).update({names[key]: value for key, value in tags.items()})
-    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=marks)
+    exif = Image.Exif()
+    exif[0x0112] = exif_orientation
+    exif.get_ifd(0x8769).update({names[key]: value for key, value in tags.items()})
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=exif)
     return path
 
 

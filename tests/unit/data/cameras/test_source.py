@@ -15,10 +15,10 @@ from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
 
 
-def write_image(path, height=12, width=16, mark=1):
+def write_image(path, height=12, width=16, exif_orientation=1):
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
-    exif[0x0112] = mark
+    exif[0x0112] = exif_orientation
     Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, exif=exif)
 
 
@@ -82,7 +82,7 @@ def test_six_numbers_name_their_size(root):
 
 def test_intrinsics_turn_with_a_turned_image(root):
     """Intrinsics whose size fits only the pixels as stored are turned upright with them."""
-    write_image(root / "images/tall.png", 12, 16, mark=6)
+    write_image(root / "images/tall.png", 12, 16, exif_orientation=6)
     frames = make(root, intrinsics=[10, 11, 3, 4, 16, 12])
     assert camera(frames, "a.png") == [10, 11, 3, 4]
     assert camera(frames, "tall.png") == [11, 10, 7, 3]

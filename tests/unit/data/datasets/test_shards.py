@@ -17,6 +17,8 @@ from tiekd.data.decoded_cache import attach
 from tiekd.data.loading.loader import Unreadable, training_batches
 from tiekd.data.loading.sampler import MicroBatches
 from tiekd.data.shards import index as indices
+from tiekd.data.shards.scan import scan
+from tiekd.data.shards.writing import write_shard
 from tiekd.errors import DataError, RecipeError
 
 CPU = torch.device("cpu")
@@ -161,6 +163,13 @@ def _with_checksum(content: bytes, place: int) -> bytes:
     return content[:place] + bytes(header) + content[place + 512 :]
 
 
+def test_shards_digest_is_that_of_existing_indexes(tmp_path):
+    """The digest of a shard stays the same, since index files contain it."""
+    members = [("day/1.jpg", b"image"), ("day/1.depth.png", b"depth"), ("day/\udcff.json", b"{}")]
+    write_shard(tmp_path / "s.tar", [*members, ("day/2.jpg", b"x" * 5000)])
+    assert scan(tmp_path / "s.tar").digest == "0f9ecbf857fbc09b794158071aedc6cb"
+
+
 def test_shards_that_change_during_a_run_are_named(tmp_path):
     """A member of a shard that was replaced after the start isn't read from the new one."""
     make(tmp_path)
@@ -183,7 +192,7 @@ def test_shards_that_change_during_a_run_are_named(tmp_path):
         (lambda whole: whole[:2000], "s0.tar: a truncated or damaged tar file (unexpected end"),
         (lambda whole: whole[:1024], "s0.tar: truncated or damaged after 1024 bytes, where no"),
         (lambda whole: whole[:1024] + b"x" * 1024, "s0.tar: truncated or damaged after 1024 bytes"),
-        (lambda whole: whole + whole, "s0.tar: goes on after its end at "),
+        (lambda whole: whole + whole, "s0.tar: has data after the end-of-archive mark at byte "),
     ],
 )
 def test_shards_that_are_no_whole_tar_are_refused(tmp_path, spoil, told):

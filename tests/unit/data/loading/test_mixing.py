@@ -6,11 +6,11 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from tiekd.data.loading.mixing import Deal, MixedBatches, Part, iterations_per_epoch
+from tiekd.data.loading.mixing import MixedBatches, SetAssignment, SetShare, iterations_per_epoch
 from tiekd.data.loading.sampler import MicroBatches, RankShare
 from tiekd.errors import RecipeError
 
-PARTS = (Part(5, 1.0), Part(11, 2.0), Part(3, 0.5))
+PARTS = (SetShare(5, 1.0), SetShare(11, 2.0), SetShare(3, 0.5))
 
 
 def batches(iterations=range(40), batch_size=8, parts=PARTS, **options):
@@ -21,34 +21,34 @@ def batches(iterations=range(40), batch_size=8, parts=PARTS, **options):
 @pytest.mark.parametrize(
     "weights", [(1, 1), (1, 2.5), (0.1, 0.7, 0.2), (1000, 1, 1), (3, 3, 2, 2), (0.3, 24000)]
 )
-def test_deal_holds_the_ratio_at_every_place(weights):
+def test_set_assignment_holds_the_ratio_at_every_place(weights):
     """Over 1,000 batches of 8 each set is at every place within one of its share."""
     counts = Counter()
-    for place, (number, own) in enumerate(Deal(weights).places(0, 8000), start=1):
+    for place, (number, own) in enumerate(SetAssignment(weights).sets_at(0, 8000), start=1):
         assert own == counts[number]
         counts[number] += 1
         for each, weight in enumerate(weights):
             assert abs(counts[each] - place * weight / sum(weights)) <= 1
-    assert [counts[each] for each in range(len(weights))] == Deal(weights).counts(8000)
+    assert [counts[each] for each in range(len(weights))] == SetAssignment(weights).counts(8000)
 
 
-def test_deal_of_eight_sets_stays_within_two():
+def test_set_assignment_of_eight_sets_stays_within_two():
     """Of eight sets, some of them tiny, none is more than two places from its share."""
     weights = (1, 1, 1, 1, 1, 0.01, 5, 2)
     for length in range(1, 5000, 7):
         wanted = np.array(weights) * length / sum(weights)
-        assert np.abs(np.array(Deal(weights).counts(length)) - wanted).max() < 2
+        assert np.abs(np.array(SetAssignment(weights).counts(length)) - wanted).max() < 2
 
 
-def test_deal_is_exact_far_away():
+def test_set_assignment_is_exact_far_away():
     """A stretch far into the stream has the numbers that counting up to it gives."""
-    deal, start = Deal((0.3, 0.3, 0.4)), 6 * 10**13 + 7
-    places = deal.places(start, 100)
-    counts = deal.counts(start)
+    assignment, start = SetAssignment((0.3, 0.3, 0.4)), 6 * 10**13 + 7
+    places = assignment.sets_at(start, 100)
+    counts = assignment.counts(start)
     for number, own in places:
         assert own == counts[number]
         counts[number] += 1
-    assert counts == deal.counts(start + 100)
+    assert counts == assignment.counts(start + 100)
     assert sum(counts) == start + 100
 
 
@@ -99,14 +99,14 @@ def test_resume_at_any_iteration_continues_the_order(iteration):
 def test_first_set_alone_has_the_order_of_a_single_one():
     """A mixture of one set sees what a run with that set sees, until its last batch is filled."""
     single = list(MicroBatches(16, 8, range(10), seed=3))
-    assert batches(range(10), parts=[Part(16, 1.0)]) == single
+    assert batches(range(10), parts=[SetShare(16, 1.0)]) == single
 
 
 def test_own_order_of_a_set_is_followed():
     """A set that states its order is read in it."""
     parts = [
-        Part(4, 1.0, order=lambda epoch, _: [3, 2, 1, 0] if epoch else [0, 1, 2, 3]),
-        Part(4, 1.0),
+        SetShare(4, 1.0, order=lambda epoch, _: [3, 2, 1, 0] if epoch else [0, 1, 2, 3]),
+        SetShare(4, 1.0),
     ]
     keys = [key for key in chain(*batches(range(2), parts=parts)) if key[1] < 4]
     assert keys == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 3), (1, 2), (1, 1), (1, 0)]
@@ -114,7 +114,7 @@ def test_own_order_of_a_set_is_followed():
 
 def test_orders_are_replaced_and_not_changed():
     """A thread reads ahead while another one counts targets: neither changes what both may hold."""
-    sampler = MixedBatches([Part(2, 1.0), Part(3, 1.0)], 8, range(0), seed=0)
+    sampler = MixedBatches([SetShare(2, 1.0), SetShare(3, 1.0)], 8, range(0), seed=0)
     sampler.global_batch(0)
     kept = list(sampler._orders)
     before = [dict(orders) for orders in kept]

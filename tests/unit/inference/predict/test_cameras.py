@@ -68,7 +68,7 @@ def test_cameras_exif_rotated_images(tmp_path):
     assert cameras.of(tmp_path / "1.jpg", 30, 40) == Camera(*recipes)
     assert cameras.of(tmp_path / "6.jpg", 40, 30) == Camera(*recipes)
     with pytest.raises(
-        DataError, match=r"6\.jpg: its orientation mark .*give --intrinsics .*upright image"
+        DataError, match=r"6\.jpg: its EXIF orientation .*give --intrinsics .*upright image"
     ):
         Cameras(None, {"name": "nyu"}).of(tmp_path / "6.jpg", 480, 640)
     assert Cameras(given, {"name": "folder", "intrinsics": recipes}).of(
