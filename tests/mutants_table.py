@@ -696,7 +696,8 @@ MUTANTS = [
         "a_weight_gradient_goes_around_the_edge",
         "tiekd.kernels.convolution",
         "weight_gradient",
-        "_take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))",
+        "_subtract_wrapped_products("
+        "total, image.view(height, width, -1), of_image.view(height, width, -1))",
         "",
         ("tests/unit/kernels/test_convolution.py",),
     ),
@@ -733,7 +734,7 @@ MUTANTS = [
         "tiekd.kernels.convolution",
         "prepare_bf16",
         """
-            if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
+            if layouts.setting(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
                 compute_in_fp32(network)
             """,
         "pass",
@@ -861,8 +862,8 @@ MUTANTS = [
     ),
     Mutant(
         "ragged_mixture_without_its_sum_per_bin",
-        "tiekd.kernels.cells",
-        "Cells.of",
+        "tiekd.kernels.targets_by_rows",
+        "CellTargets.target_of_rows",
         "RaggedTarget(bins, cell, mass, valid, overlap=True)",
         "RaggedTarget(bins, cell, mass, valid, overlap=False)",
         ("tests/unit/kernels/test_ragged.py",),
