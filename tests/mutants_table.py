@@ -1987,7 +1987,7 @@ MUTANTS = [
     Mutant(
         "an_export_is_compared_where_two_bins_are_equally_likely",
         "tiekd.inference.export.verification",
-        "Reference.counts",
+        "Reference.compared_pixels",
         "self.student.margins(pixels) >= tie",
         "self.student.margins(pixels) < tie",
         ("tests/unit/inference/export/test_export.py",),

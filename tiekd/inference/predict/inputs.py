@@ -95,14 +95,14 @@ def find(arguments: Sequence[str], out: Path) -> list[Input]:
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
-        for item in _meant_by(argument, out):
+        for item in _inputs_of(argument, out):
             found.setdefault(item.path.absolute(), item)
     inputs = list(found.values())
     _check_names(inputs)
     return inputs
 
 
-def _meant_by(argument: str, out: Path) -> list[Input]:
+def _inputs_of(argument: str, out: Path) -> list[Input]:
     path = Path(argument)
     if path.is_dir():
         return _below(path, out)

@@ -86,7 +86,8 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     elapsed_s = time.monotonic() - started
     out.write(
         f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in "
-        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\nFlicker: {_told(flicker.mean)}, "
+        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\n"
+        f"Flicker: {_metres(flicker.mean)}, "
         "the mean change of depth between frames where the image stays as it is\n"
     )
     return flicker
@@ -135,5 +136,5 @@ def _number(value: float) -> str:
     return "" if isnan(value) else f"{value:.4f}"
 
 
-def _told(flicker: float) -> str:
+def _metres(flicker: float) -> str:
     return "none to be measured" if isnan(flicker) else f"{flicker:.3f} m"

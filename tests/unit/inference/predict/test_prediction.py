@@ -30,7 +30,7 @@ class Brightness(Student):
         self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
         self.network = None
 
-    def read(self, pixels, with_confidence=False):
+    def predict_resized(self, pixels, with_confidence=False):
         self.batches.append(tuple(pixels.shape))
         if pixels.shape[2:] == self.refuses:
             raise RecipeError("an image of 30x40 has too few patches")
@@ -92,6 +92,20 @@ def test_predict_all_skips_broken_images(tmp_path):
     assert f"{folder}/9.jpg: can't be decoded" in errors
     assert np.allclose(raw(tmp_path, 0), 1)
     assert np.allclose(raw(tmp_path, 2), 3)
+
+
+def test_predict_all_reports_pages_that_are_left_out(tmp_path):
+    """Of a file of several images the first is predicted, and a line says so."""
+    folder = folder_of(tmp_path, [(20, 30)])
+    pages = [Image.new("RGB", (30, 20), (10 * red, 0, 0)) for red in (2, 3)]
+    pages[0].save(folder / "1.tif", save_all=True, append_images=pages[1:])
+    failed, _, errors = predict(tmp_path, folder, Brightness())
+    assert failed == 0
+    assert errors == (
+        f"{folder}/1.tif: contains 2 images, of which only the first is predicted; to predict all, "
+        "save them as separate files, or as a GIF or a video\n"
+    )
+    assert np.allclose(raw(tmp_path, 1), 2)
 
 
 def test_predict_all_escapes_control_characters_of_names(tmp_path):
