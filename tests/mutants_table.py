@@ -1731,7 +1731,7 @@ MUTANTS = [
         "tiekd.data.loading.reader",
         "BatchReader._readable_sample",
         """
-            if limits.lacking(error):
+            if limits.exhausted_resource_message(error):
                 raise
             """,
         "",
@@ -1964,7 +1964,7 @@ MUTANTS = [
         "a_hostfile_that_is_not_there_is_this_machine",
         "tiekd.distributed.entrypoint",
         "_check_hostfile",
-        "hostfile.check_is_file(told)",
+        "hostfile.check_is_file(path)",
         "pass",
         ("tests/unit/distributed/test_hostfile.py",),
     ),
@@ -2250,7 +2250,7 @@ if passed_over:
         "a_full_stdout_ends_a_run",
         "tiekd.distributed.entrypoint",
         "_Stdout.write",
-        "error.errno not in _NOT_TO_BE_WRITTEN",
+        "error.errno not in _WRITE_ERRORS",
         "True",
         ("tests/system/test_full_stdout.py",),
     ),
@@ -2346,8 +2346,8 @@ if passed_over:
         "a_rank_beyond_the_count_of_ranks_waits",
         "tiekd.distributed.entrypoint",
         "check_ranks",
-        "int(told[rank]) >= int(told[count])",
-        "int(told[rank]) > int(told[count])",
+        "int(environment[rank]) >= int(environment[count])",
+        "int(environment[rank]) > int(environment[count])",
         ("tests/unit/distributed/test_entrypoint.py",),
     ),
     Mutant(

@@ -23,7 +23,7 @@ _WORDS = {
 }
 
 
-def lacking(error: BaseException) -> str | None:
+def exhausted_resource_message(error: BaseException) -> str | None:
     """Returns a message if an error comes from an exhausted resource, such as open files.
 
     Args:
@@ -55,9 +55,8 @@ def check_threads(count: int) -> None:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        raise LaunchError(
-            f"this process may not start {count} more threads: {lacking(error) or error}"
-        ) from None
+        reason = exhausted_resource_message(error) or error
+        raise LaunchError(f"this process may not start {count} more threads: {reason}") from None
     finally:
         may_end.set()
 
