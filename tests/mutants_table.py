@@ -1391,7 +1391,7 @@ MUTANTS = [
         "random_states_not_restored",
         "tiekd.engine.checkpoint",
         "load",
-        'rng_state.put_back(mine["random"])',
+        'rng_state.restore(mine["random"])',
         "",
         ("tests/system/ranks/test_resume.py",),
     ),

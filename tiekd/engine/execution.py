@@ -122,7 +122,7 @@ def prepare(network: nn.Module, config: dict) -> None:
         compile_parts(network)
 
 
-def about(config: dict, device: torch.device) -> list[str]:
+def log_messages(config: dict, device: torch.device) -> list[str]:
     """Returns messages for the log about convolutions that don't run in the configured precision.
 
     Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiekd.data.target import Target
 from tiekd.engine import full_state, nonfinite
-from tiekd.engine.config import EngineConfig, clips_here, scales_here
+from tiekd.engine.config import EngineConfig, clips_in_step, scales_in_step
 
 
 class Step:
@@ -37,10 +37,10 @@ class Step:
         # Without ZeRO, DeepSpeed 0.19 divides the gradients by fp16's loss scale but never
         # multiplies the loss by it. So `backward` multiplies it; otherwise training would silently
         # make no progress.
-        self._scales = scales_here(config)
+        self._scales = scales_in_step(config)
         # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm. So this
         # class clips it and computes the norm.
-        self._clipped = _trained(engine.module) if clips_here(config) else None
+        self._clipped = _trained(engine.module) if clips_in_step(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
 

@@ -182,7 +182,7 @@ def test_prepare_bf16_follows_layouts_table(isa, config, patched):
     net = network()
     execution.prepare(net, config)
     assert all(("_conv_forward" in vars(module)) is patched for module in net)
-    lines = execution.about(config, torch.device("cpu"))
+    lines = execution.log_messages(config, torch.device("cpu"))
     assert len(lines) == patched
     assert all("bf16 convolutions are computed in fp32" in line for line in lines)
-    assert execution.about(config, torch.device("cuda")) == []
+    assert execution.log_messages(config, torch.device("cuda")) == []
