@@ -1328,7 +1328,7 @@ MUTANTS = [
     Mutant(
         "patterns_follow_links_for_ever",
         "tiekd.inference.predict.inputs",
-        "_fitting",
+        "_matching_files",
         "state in tried",
         "False",
         ("tests/unit/inference/predict/test_inputs.py",),

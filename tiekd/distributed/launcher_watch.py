@@ -170,7 +170,7 @@ def watch(
         every_s: Seconds between two checks.
     """
 
-    def look() -> None:
+    def poll() -> None:
         pause = threading.Event()
         while not pause.wait(every_s):
             # A process counts as ended, too, if its ID now belongs to another process, or if it is
@@ -181,7 +181,7 @@ def watch(
                 return
 
     if processes:
-        threading.Thread(target=look, name="ancestry", daemon=True).start()
+        threading.Thread(target=poll, name="ancestry", daemon=True).start()
 
 
 def _is_adopted(launch: psutil.Process) -> bool:

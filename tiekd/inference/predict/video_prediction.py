@@ -23,7 +23,7 @@ from tiekd.errors import DataError
 from tiekd.inference.predict.flicker import Flicker
 from tiekd.inference.predict.inputs import Input
 from tiekd.inference.predict.predictor import THREADS, Predictor, Writes
-from tiekd.inference.predict.video import Frame, Video, writing
+from tiekd.inference.predict.video import Frame, Video, mp4_writer
 
 COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 
@@ -55,7 +55,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     progress = Progress(f"{item.path.name}, frames", video.count, lambda: len(rows), out)
     broken: list[DataError] = []
     with (
-        writing(files["colour"], video.rate, video.time_base) as add,
+        mp4_writer(files["colour"], video.rate, video.time_base) as add,
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):

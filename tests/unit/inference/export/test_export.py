@@ -180,13 +180,13 @@ def test_export_confidence_equals_load_student(tmp_path, dpm, suffix):
 
 def test_export_wrong_sigma_is_refused(tmp_path, dpm, monkeypatch):
     """The check before an export compares sigma, too."""
-    right = Deployed._read
+    right = Deployed._depth_and_certainty
 
     def wrong(*given):
         depth, confidence, sigma = right(*given)
         return [depth, confidence, 1.02 * sigma]
 
-    monkeypatch.setattr(Deployed, "_read", wrong)
+    monkeypatch.setattr(Deployed, "_depth_and_certainty", wrong)
     with pytest.raises(ExportError, match="doesn't say what the network says"):
         write(tmp_path / "student.pt2", dpm, confidence=True)
 

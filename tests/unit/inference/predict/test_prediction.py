@@ -254,10 +254,10 @@ def test_writes_bounds_pending_writes():
 def test_predict_all_video_outputs(tmp_path):
     """A video yields depth frames, times, flicker and a coloured video with the same times."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.inference.predict.video import Video, writing
+    from tiekd.inference.predict.video import Video, mp4_writer
 
     times = [0, 100, 200, 350, 400]
-    with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
+    with mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
         for pts in times:
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     failed, out, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness(), batch_size=2)
@@ -283,10 +283,10 @@ def test_predict_all_video_outputs(tmp_path):
 def test_predict_all_removes_stale_video_frames(tmp_path):
     """A shorter rerun removes the longer video's stale frames and keeps other files."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.inference.predict.video import writing
+    from tiekd.inference.predict.video import mp4_writer
 
     for count in (4, 2):
-        with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+        with mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
             for pts in range(count):
                 add(np.full((48, 64, 3), 100, np.uint8), pts)
         assert predict(tmp_path, tmp_path / "v.mp4", Brightness())[0] == 0
@@ -307,7 +307,7 @@ def test_predict_all_video_with_varying_sizes(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 
-    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+    with video.mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(5):
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     whole = video.Video.frames
@@ -328,7 +328,7 @@ def test_predict_all_keeps_frames_of_broken_video(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 
-    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+    with video.mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(4):
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     whole = video.Video.frames
