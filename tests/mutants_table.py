@@ -704,7 +704,8 @@ MUTANTS = [
         "a_weight_gradient_goes_around_the_edge",
         "tiekd.kernels.convolution",
         "weight_gradient",
-        "_take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))",
+        "_subtract_wrapped_products("
+        "total, image.view(height, width, -1), of_image.view(height, width, -1))",
         "",
         ("tests/unit/kernels/test_convolution.py",),
     ),
@@ -741,7 +742,7 @@ MUTANTS = [
         "tiekd.kernels.convolution",
         "prepare_bf16",
         """
-            if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
+            if layouts.setting(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
                 compute_in_fp32(network)
             """,
         "pass",
@@ -869,8 +870,8 @@ MUTANTS = [
     ),
     Mutant(
         "ragged_mixture_without_its_sum_per_bin",
-        "tiekd.kernels.cells",
-        "Cells.of",
+        "tiekd.kernels.targets_by_rows",
+        "CellTargets.target_of_rows",
         "RaggedTarget(bins, cell, mass, valid, overlap=True)",
         "RaggedTarget(bins, cell, mass, valid, overlap=False)",
         ("tests/unit/kernels/test_ragged.py",),
@@ -1335,7 +1336,7 @@ MUTANTS = [
     Mutant(
         "patterns_follow_links_for_ever",
         "tiekd.inference.predict.inputs",
-        "_fitting",
+        "_matching_files",
         "state in tried",
         "False",
         ("tests/unit/inference/predict/test_inputs.py",),
@@ -1398,7 +1399,7 @@ MUTANTS = [
         "random_states_not_restored",
         "tiekd.engine.checkpoint",
         "load",
-        'rng_state.put_back(mine["random"])',
+        'rng_state.restore(mine["random"])',
         "",
         ("tests/system/ranks/test_resume.py",),
     ),
@@ -1738,7 +1739,7 @@ MUTANTS = [
         "tiekd.data.loading.reader",
         "BatchReader._readable_sample",
         """
-            if limits.lacking(error):
+            if limits.exhausted_resource_message(error):
                 raise
             """,
         "",
@@ -1971,7 +1972,7 @@ MUTANTS = [
         "a_hostfile_that_is_not_there_is_this_machine",
         "tiekd.distributed.entrypoint",
         "_check_hostfile",
-        "hostfile.check_is_file(told)",
+        "hostfile.check_is_file(path)",
         "pass",
         ("tests/unit/distributed/test_hostfile.py",),
     ),
@@ -1994,7 +1995,7 @@ MUTANTS = [
     Mutant(
         "an_export_is_compared_where_two_bins_are_equally_likely",
         "tiekd.inference.export.verification",
-        "Reference.counts",
+        "Reference.compared_pixels",
         "self.student.margins(pixels) >= tie",
         "self.student.margins(pixels) < tie",
         ("tests/unit/inference/export/test_export.py",),
@@ -2257,7 +2258,7 @@ if passed_over:
         "a_full_stdout_ends_a_run",
         "tiekd.distributed.entrypoint",
         "_Stdout.write",
-        "error.errno not in _NOT_TO_BE_WRITTEN",
+        "error.errno not in _WRITE_ERRORS",
         "True",
         ("tests/system/test_full_stdout.py",),
     ),
@@ -2353,8 +2354,8 @@ if passed_over:
         "a_rank_beyond_the_count_of_ranks_waits",
         "tiekd.distributed.entrypoint",
         "check_ranks",
-        "int(told[rank]) >= int(told[count])",
-        "int(told[rank]) > int(told[count])",
+        "int(environment[rank]) >= int(environment[count])",
+        "int(environment[rank]) > int(environment[count])",
         ("tests/unit/distributed/test_entrypoint.py",),
     ),
     Mutant(

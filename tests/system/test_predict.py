@@ -210,10 +210,10 @@ def test_predict_mistake_is_one_line(mistakes, name):
 def test_predict_video_keeps_times_and_prints_flicker(desk, tmp_path):
     """The outputs of a video keep its frame times, and the flicker is printed."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.inference.predict.video import Video, writing
+    from tiekd.inference.predict.video import Video, mp4_writer
 
     times = [0, 80, 160, 240, 380, 400]
-    with writing(tmp_path / "ride.mp4", Fraction(25, 2), Fraction(1, 1000)) as add:
+    with mp4_writer(tmp_path / "ride.mp4", Fraction(25, 2), Fraction(1, 1000)) as add:
         for index, pts in enumerate(times):
             frame = photo(64, 96)
             frame[10:30, 8 * index : 8 * index + 16] = 255

@@ -204,7 +204,7 @@ def test_optional_readers_pass_over_pipe(pipe, tmp_path):
     assert trained_on.read(pipe("w.pth")) is None
     assert weights_file.made_at(pipe("best_abs_rel.pth")) == -1
     pipe(workdir.LOCK)
-    assert workdir.main_rank_here(tmp_path) is None
+    assert workdir.pid_of_rank_0(tmp_path) is None
 
 
 def test_locks_refuse_pipe(pipe, tmp_path):

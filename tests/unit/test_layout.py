@@ -91,7 +91,7 @@ ELSEWHERE = {
         "inference/export/trial_images",
     ),
     "unit/inference/predict/test_prediction.py": ("inference/predict/predictor",),
-    "unit/kernels/test_chunked.py": ("kernels/cells",),
+    "unit/kernels/test_chunked.py": ("kernels/targets_by_rows",),
     "unit/kernels/test_triton_dpm.py": (
         "kernels/triton_backward",
         "kernels/triton_forward",

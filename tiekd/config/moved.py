@@ -226,6 +226,7 @@ MODULES = {
     "hostfile": "distributed.hostfile",
     "input_changes": "training.input_changes",
     "inputs": "training.inputs",
+    "kernels.cells": "kernels.targets_by_rows",
     "kinds": "config.kinds",
     "launch_record": "workdir.launch_record",
     "layouts": "kernels.layouts",

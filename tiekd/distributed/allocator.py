@@ -106,10 +106,10 @@ def _glibc() -> str | None:
 def _preloaded() -> str | None:
     """Returns the file name of a library that replaces glibc's malloc; None if there is none."""
     library = ctypes.CDLL(None)
-    told = _SymbolInfo()
-    if not library.dladdr(ctypes.cast(library.malloc, ctypes.c_void_p), ctypes.byref(told)):
+    symbol = _SymbolInfo()
+    if not library.dladdr(ctypes.cast(library.malloc, ctypes.c_void_p), ctypes.byref(symbol)):
         return None
-    name = Path(os.fsdecode(told.file_name)).name
+    name = Path(os.fsdecode(symbol.file_name)).name
     return None if name.startswith(("libc.so", "libc-")) else name
 
 

@@ -134,21 +134,21 @@ def missing_ranks(wait_s: float) -> list[int]:
     """
     if not _is_initialised():
         return []
-    here: set[int] = set()
-    asking = threading.Thread(target=_ask_who_is_here, args=(here, wait_s), daemon=True)
+    present: set[int] = set()
+    asking = threading.Thread(target=_collect_present_ranks, args=(present, wait_s), daemon=True)
     asking.start()
     asking.join(wait_s + 1)  # A call to the store may hang.
-    return sorted(set(range(world_size())) - here) if here else [0]
+    return sorted(set(range(world_size())) - present) if present else [0]
 
 
-def _ask_who_is_here(here: set[int], wait_s: float) -> None:
+def _collect_present_ranks(present: set[int], wait_s: float) -> None:
     store = distributed_c10d._get_default_store()
     end = time.monotonic() + wait_s
     # A call to the store raises RuntimeError if the rank that hosts the store has ended.
     with contextlib.suppress(RuntimeError):
         store.set(f"tiekd/here/{rank()}", "1")
-        while len(here) < world_size() and time.monotonic() < end:
-            here.update(
+        while len(present) < world_size() and time.monotonic() < end:
+            present.update(
                 other for other in range(world_size()) if store.check([f"tiekd/here/{other}"])
             )
             time.sleep(0.2)

@@ -53,7 +53,7 @@ _REMEDIES = {
     "files",
     errno.EIO: "the disk, or the connection to it, fails; look into the system's log, and resume "
     "when it is repaired",
-    errno.ESTALE: "the network's disk has lost it; mount it again, then resume",
+    errno.ESTALE: "the network file system no longer has it; mount it again, then resume",
     errno.EISDIR: "a file is read or written there; move the folder, or give another path",
     errno.ENOTDIR: "a part of its path is a file; give another path",
     errno.ENAMETOOLONG: "give a shorter path",
@@ -76,7 +76,7 @@ _START_APART_S = 60.0  # for the same before training, when ranks may be a minut
 # is True if the program writes its result to files, so that lost output on stdout is no failure.
 _stdout_error: OSError | None = None
 _result_is_elsewhere = False
-_NOT_TO_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 # The names of the signals that asked this process to stop its run; set by
@@ -128,7 +128,7 @@ class _Stdout(io.RawIOBase):
             try:
                 return os.write(self._descriptor, data)
             except OSError as error:
-                if error.errno not in _NOT_TO_BE_WRITTEN:
+                if error.errno not in _WRITE_ERRORS:
                     raise
                 _stdout_error = error
                 sys.stderr.write(
@@ -240,7 +240,7 @@ def program(main: Callable[[], int | None]) -> NoReturn:
         allocator.set_by_environment()
         return main()
 
-    threading.excepthook = _tell_of_a_thread
+    threading.excepthook = _report_thread_error
     was_in_a_group = _is_in_a_group()
     guard_stdout()
     guard_stderr()
@@ -301,7 +301,7 @@ def run(main: Callable[[], int | None]) -> int:
         _say_farewell()
         return code
     except UserError as error:
-        _let_signals_end_this()
+        _restore_default_signals()
         if int(os.environ.get("LOCAL_RANK", 0)) > 0:
             # Wait while the first rank of this machine reports the error. Before the process group
             # exists, ranks on a busy machine may get here up to a minute apart.
@@ -321,18 +321,18 @@ def run(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     except UnicodeEncodeError as error:
-        _let_signals_end_this()
-        return _report(LaunchError(_not_to_be_written(error)))
+        _restore_default_signals()
+        return _report(LaunchError(_encoding_message(error)))
     except Exception as error:
         # Report these errors in one line, since they are no fault of the program: a full disk,
         # process limits, a lost rank, too little memory.
         if isinstance(error, OSError) and error.errno in _REMEDIES:
-            _let_signals_end_this()
+            _restore_default_signals()
             name = error.filename2 or error.filename or "a file"
             return _report(LaunchError(f"{name}: {cause_of(error)}; {_REMEDIES[error.errno]}"))
-        if (told := limits.lacking(error)) is not None:
-            _let_signals_end_this()
-            return _report(LaunchError(told))
+        if (message := limits.exhausted_resource_message(error)) is not None:
+            _restore_default_signals()
+            return _report(LaunchError(message))
         if isinstance(error, ModuleNotFoundError) and error.name in _LEFT_OUT:
             return _report(
                 LaunchError(
@@ -341,14 +341,14 @@ def run(main: Callable[[], int | None]) -> int:
                 )
             )
         if lost_a_rank(error):
-            _let_signals_end_this()
+            _restore_default_signals()
             if asked_to_stop:
                 # If this rank was asked to stop, the launcher is already ending all ranks, and the
                 # rank with the root cause reports the error.
                 return USER_ERROR_CODE
             return _report(_lost_rank(error))
         if is_out_of_memory(error):
-            _let_signals_end_this()
+            _restore_default_signals()
             return _report(
                 LaunchError(
                     "not enough memory; smaller batches, images and networks need less (for "
@@ -359,13 +359,13 @@ def run(main: Callable[[], int | None]) -> int:
         raise
 
 
-def check_ranks(told: Mapping[str, str]) -> None:
+def check_ranks(environment: Mapping[str, str]) -> None:
     """Checks the environment variables that a launcher sets, such as RANK and WORLD_SIZE.
 
     With wrong values, the ranks of a run would wait for each other for ever.
 
     Args:
-        told: The environment variables by name. Variables that aren't set aren't checked.
+        environment: The environment variables by name. Variables that aren't set aren't checked.
 
     Raises:
         LaunchError: A variable is not a whole number in its range, or a rank isn't below the number
@@ -374,7 +374,7 @@ def check_ranks(told: Mapping[str, str]) -> None:
     counts = ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
     for name in ("RANK", "LOCAL_RANK", *counts):
         least = 1 if name in counts else 0
-        text = told.get(name, str(least))
+        text = environment.get(name, str(least))
         # Skip an empty LOCAL_SIZE or LOCAL_WORLD_SIZE: DeepSpeed and `start_rank` treat it as not
         # set.
         if name.startswith("LOCAL_") and name in counts and not text:
@@ -384,7 +384,7 @@ def check_ranks(told: Mapping[str, str]) -> None:
                 f"{name}: got {text!r:.80}; a launcher sets it to a whole number from {least}; "
                 f"start with a launcher, or unset {name}"
             )
-    port = told.get("MASTER_PORT", "1") if "RANK" in told else "1"
+    port = environment.get("MASTER_PORT", "1") if "RANK" in environment else "1"
     if re.fullmatch(r"[0-9]{1,5}", port) is None or not 1 <= int(port) <= 65535:
         raise LaunchError(
             f"MASTER_PORT: got {port!r:.80}; a launcher sets it to a port from 1 to 65535; start "
@@ -392,14 +392,18 @@ def check_ranks(told: Mapping[str, str]) -> None:
         )
     pairs = [("RANK", "WORLD_SIZE")] + [("LOCAL_RANK", name) for name in counts]
     for rank, count in pairs:
-        if rank in told and told.get(count) and int(told[rank]) >= int(told[count]):
+        if (
+            rank in environment
+            and environment.get(count)
+            and int(environment[rank]) >= int(environment[count])
+        ):
             raise LaunchError(
-                f"{rank}: got {int(told[rank])} with {count}={told[count]}; it must be from 0 to "
-                f"{int(told[count]) - 1}; correct the launcher's settings"
+                f"{rank}: got {int(environment[rank])} with {count}={environment[count]}; it must "
+                f"be from 0 to {int(environment[count]) - 1}; correct the launcher's settings"
             )
 
 
-def _not_to_be_written(error: UnicodeEncodeError) -> str:
+def _encoding_message(error: UnicodeEncodeError) -> str:
     what = error.object
     if len(what) > 200:
         what = what[max(0, error.start - 100) : error.end + 100]
@@ -439,8 +443,8 @@ def _check_hostfile() -> None:
     """
     from tiekd.distributed import launcher_watch
 
-    if (told := launcher_watch.launcher_hostfile()) is not None:
-        hostfile.check_is_file(told)
+    if (path := launcher_watch.launcher_hostfile()) is not None:
+        hostfile.check_is_file(path)
 
 
 def _lost_rank(error: Exception) -> LaunchError:
@@ -487,7 +491,7 @@ def _say_farewell() -> None:
         machine_watch.say_farewell()
 
 
-def _let_signals_end_this() -> None:
+def _restore_default_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
 
@@ -506,14 +510,14 @@ def on_lost_machine(name: str, silent: bool) -> None:
     if not silent:
         time.sleep(_RANKS_ANSWER_S + _LAUNCHER_REACTS_S + 5)
     what = "stopped answering" if silent else "has lost its rank"
-    told = (
+    message = (
         f"machine {name} {what}; resume with {console.command('resume')}, on other machines if it "
         "stays away"
     )
-    launcher_watch.end_process(code=_report(LaunchError(told)))
+    launcher_watch.end_process(code=_report(LaunchError(message)))
 
 
-def _tell_of_a_thread(ended) -> None:
+def _report_thread_error(ended) -> None:
     """Reports an exception that has ended a thread; used as `threading.excepthook`.
 
     If the system and not the program is the cause, such as a full disk to which TensorBoard's
@@ -524,16 +528,16 @@ def _tell_of_a_thread(ended) -> None:
     """
     error = ended.exc_value
     remedy = _REMEDIES.get(error.errno) if isinstance(error, OSError) else None
-    told = None
+    message = None
     if remedy is not None:
-        told = f"{error.filename or 'a file'}: {cause_of(error)}; {remedy}"
+        message = f"{error.filename or 'a file'}: {cause_of(error)}; {remedy}"
     elif error is not None:
-        told = limits.lacking(error)
-    if not told or os.environ.get("TIEKD_DEBUG") == "1":
+        message = limits.exhausted_resource_message(error)
+    if not message or os.environ.get("TIEKD_DEBUG") == "1":
         threading.__excepthook__(ended)
         return
     name = "a thread" if ended.thread is None else f"thread {ended.thread.name}"
-    sys.stderr.write(f"tiekd: {name} has ended: {printable(' '.join(told.split()))}\n")
+    sys.stderr.write(f"tiekd: {name} has ended: {printable(' '.join(message.split()))}\n")
 
 
 def _report(error: UserError) -> int:

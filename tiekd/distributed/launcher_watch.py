@@ -154,8 +154,8 @@ def nodes() -> dict[str, list[int]] | None:
         since bin/resume, which uses the result, can't repeat that.
     """
     commands = " ".join(map(_command, launchers()))
-    told = re.search(r"--world_info=([\w=-]+)", commands)
-    known = json.loads(base64.urlsafe_b64decode(told[1])) if told else {}
+    world_info = re.search(r"--world_info=([\w=-]+)", commands)
+    known = json.loads(base64.urlsafe_b64decode(world_info[1])) if world_info else {}
     return known if len(known) > 1 and "--no_ssh" not in commands.split() else None
 
 
@@ -170,7 +170,7 @@ def watch(
         every_s: Seconds between two checks.
     """
 
-    def look() -> None:
+    def poll() -> None:
         pause = threading.Event()
         while not pause.wait(every_s):
             # A process counts as ended, too, if its ID now belongs to another process, or if it is
@@ -181,7 +181,7 @@ def watch(
                 return
 
     if processes:
-        threading.Thread(target=look, name="ancestry", daemon=True).start()
+        threading.Thread(target=poll, name="ancestry", daemon=True).start()
 
 
 def _is_adopted(launch: psutil.Process) -> bool:
@@ -222,14 +222,14 @@ def _pdsh_and_above(launch: str) -> list[psutil.Process]:
     """
     marks = re.findall(r"--(?:world_info|master_addr|master_port)=\S+", launch)
     every = [(process, _command(process)) for process in psutil.process_iter()]
-    here = [
+    running = [
         p
         for p, command in every
         if command.startswith("pdsh ") and all(mark in command for mark in marks)
     ]
-    if not here:
+    if not running:
         return []
-    newest = max(here, key=lambda process: process.create_time())
+    newest = max(running, key=lambda process: process.create_time())
     return [newest, *(process for process in newest.parents() if _launches(_command(process)))]
 
 

@@ -17,13 +17,13 @@ _LIMITS = {
     errno.EMFILE: ("ulimit -n", resource.RLIMIT_NOFILE),
     errno.EAGAIN: ("ulimit -u", resource.RLIMIT_NPROC),
 }
-_WORDS = {
+_PATTERNS = {
     errno.EMFILE: re.compile("too many open files", re.I),
     errno.EAGAIN: re.compile("can't start new thread|resource temporarily unavailable", re.I),
 }
 
 
-def lacking(error: BaseException) -> str | None:
+def exhausted_resource_message(error: BaseException) -> str | None:
     """Returns a message if an error comes from an exhausted resource, such as open files.
 
     Args:
@@ -33,9 +33,9 @@ def lacking(error: BaseException) -> str | None:
         A message that names the resource and says how to get more of it; None for any other error.
     """
     for each in _chain(error):
-        number = each.errno if isinstance(each, OSError) else _by_words(str(each))
+        number = each.errno if isinstance(each, OSError) else _errno_of(str(each))
         if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
-            return _in_words(number)
+            return _message_of(number)
     return None
 
 
@@ -55,9 +55,8 @@ def check_threads(count: int) -> None:
         for thread in threads:
             thread.start()
     except RuntimeError as error:
-        raise LaunchError(
-            f"this process may not start {count} more threads: {lacking(error) or error}"
-        ) from None
+        reason = exhausted_resource_message(error) or error
+        raise LaunchError(f"this process may not start {count} more threads: {reason}") from None
     finally:
         may_end.set()
 
@@ -75,11 +74,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _by_words(text: str) -> int | None:
-    return next((number for number, words in _WORDS.items() if words.search(text)), None)
+def _errno_of(text: str) -> int | None:
+    return next((number for number, pattern in _PATTERNS.items() if pattern.search(text)), None)
 
 
-def _in_words(number: int) -> str:
+def _message_of(number: int) -> str:
     reason = os.strerror(number)
     if number == errno.ENOMEM:
         return f"{reason}; free some memory"

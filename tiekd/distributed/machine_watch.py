@@ -116,16 +116,16 @@ def _accept(listener: socket.socket, secret: str, count: int) -> None:
             # Keep only connections that send the secret, since any process on the network can
             # connect.
             if secrets.compare_digest(said.encode(), secret.encode()):
-                _keep(connection, name)
+                _store_connection(connection, name)
 
 
 def _connect(address: str, port: int, secret: str) -> None:
     connection = socket.create_connection((address, port), timeout=_CONNECT_S)
     connection.sendall(f"{secret} {socket.gethostname()}\n".encode())
-    _keep(connection, address)
+    _store_connection(connection, address)
 
 
-def _keep(connection: socket.socket, name: str) -> None:
+def _store_connection(connection: socket.socket, name: str) -> None:
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_S)

@@ -17,31 +17,40 @@ def adopt_task() -> None:
     the job step has a single task; or this process is the batch script itself, which also has task
     number 0 in SLURM.
     """
-    told = os.environ
-    tasks = told.get("SLURM_STEP_NUM_TASKS")
-    if tasks is None and told.get("ENVIRONMENT") != "BATCH":
-        tasks = told.get("SLURM_NTASKS")
-    if "RANK" in told or "SLURM_PROCID" not in told or int(tasks or 1) == 1:
+    environment = os.environ
+    tasks = environment.get("SLURM_STEP_NUM_TASKS")
+    if tasks is None and environment.get("ENVIRONMENT") != "BATCH":
+        tasks = environment.get("SLURM_NTASKS")
+    if "RANK" in environment or "SLURM_PROCID" not in environment or int(tasks or 1) == 1:
         return
     nodes = (
-        told.get("SLURM_STEP_NODELIST") or told.get("SLURM_JOB_NODELIST") or told["SLURM_NODELIST"]
+        environment.get("SLURM_STEP_NODELIST")
+        or environment.get("SLURM_JOB_NODELIST")
+        or environment["SLURM_NODELIST"]
     )
     on_each = tasks_per_node(
-        told.get("SLURM_STEP_TASKS_PER_NODE") or told.get("SLURM_TASKS_PER_NODE") or tasks
+        environment.get("SLURM_STEP_TASKS_PER_NODE")
+        or environment.get("SLURM_TASKS_PER_NODE")
+        or tasks
     )
     # If SLURM gives each task a single GPU in CUDA_VISIBLE_DEVICES, that GPU is device 0 for the
     # task, so its LOCAL_RANK is 0.
     own_gpu = (
-        len(told.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in told
+        len(environment.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1
+        and "CUDA_VISIBLE_DEVICES" in environment
     )
-    told["RANK"] = told["SLURM_PROCID"]
-    told["WORLD_SIZE"] = tasks
-    told["LOCAL_RANK"] = "0" if own_gpu else told["SLURM_LOCALID"]
-    told["LOCAL_WORLD_SIZE"] = str(on_each[min(int(told.get("SLURM_NODEID", 0)), len(on_each) - 1)])
-    told.setdefault("MASTER_ADDR", first_node(nodes))
-    told.setdefault("MASTER_PORT", str(port(told["SLURM_JOB_ID"], told.get("SLURM_STEP_ID", "0"))))
-    if "SLURM_CPUS_PER_TASK" in told:
-        told.setdefault("OMP_NUM_THREADS", told["SLURM_CPUS_PER_TASK"])
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = tasks
+    environment["LOCAL_RANK"] = "0" if own_gpu else environment["SLURM_LOCALID"]
+    environment["LOCAL_WORLD_SIZE"] = str(
+        on_each[min(int(environment.get("SLURM_NODEID", 0)), len(on_each) - 1)]
+    )
+    environment.setdefault("MASTER_ADDR", first_node(nodes))
+    environment.setdefault(
+        "MASTER_PORT", str(port(environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "0")))
+    )
+    if "SLURM_CPUS_PER_TASK" in environment:
+        environment.setdefault("OMP_NUM_THREADS", environment["SLURM_CPUS_PER_TASK"])
 
 
 def first_node(nodes: str) -> str:

@@ -185,8 +185,8 @@ def _number(name: str, listed: str, there: Sequence[str]) -> int:
     found = [number for number, uuid in enumerate(there) if uuid.startswith(name)]
     if len(found) != 1:
         which = "none" if not found else "several"
-        told = f"{name} is {which} of this machine's GPUs (nvidia-smi -L)"
-        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: {told}; {_ASK}")
+        reason = f"{name} is {which} of this machine's GPUs (nvidia-smi -L)"
+        raise Refused(f"CUDA_VISIBLE_DEVICES={listed}: {reason}; {_ASK}")
     return found[0]
 
 

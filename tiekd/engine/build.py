@@ -11,7 +11,7 @@ from torch import nn
 
 from tiekd.config import shipped
 from tiekd.engine import execution, full_state, patches
-from tiekd.engine.config import EngineConfig, clips_here, scales_here
+from tiekd.engine.config import EngineConfig, clips_in_step, scales_in_step
 from tiekd.errors import RecipeError
 from tiekd.workdir.manifest import Files
 
@@ -37,11 +37,11 @@ def build_engine(network: nn.Module, optimizer: torch.optim.Optimizer, config: E
 
     values = {key: value for key, value in config.values.items() if key != execution.SECTION}
     execution.prepare(network, config.values)
-    if clips_here(config):
+    if clips_in_step(config):
         # engine/step.py clips the gradient, so turn DeepSpeed's own clipping off.
         values["gradient_clipping"] = 0.0
     initial = None
-    if scales_here(config):
+    if scales_in_step(config):
         initial = {name: value.detach().clone() for name, value in network.state_dict().items()}
     patches.time_each_collective()
     patches.import_muon_uncompiled()

@@ -108,7 +108,7 @@ def write_files(
     files = engine.checkpoint_files
     engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
     files.save(
-        {"random": rng_state.taken(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt"
+        {"random": rng_state.states(), "hooks": hook_states}, folder / f"rank_{comm.rank()}.pt"
     )
     weights, moments = full_state.weights(engine), full_state.moments(engine)
     averaged = None if average is None else average.weights()
@@ -172,7 +172,7 @@ def load(engine, checkpoint: Path) -> tuple[int, dict[str, dict]]:
         if not rank_file.exists():
             rank_file = checkpoint / "rank_0.pt"
         mine = engine.checkpoint_files.load(rank_file)
-        rng_state.put_back(mine["random"])
+        rng_state.restore(mine["random"])
         return state["iteration"], mine["hooks"]
     except pickle.UnpicklingError as error:
         raise CheckpointError(

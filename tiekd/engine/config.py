@@ -162,9 +162,9 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
     # Refuse a batch size or clipping norm that differs from the recipe's; "auto" stands for the
     # recipe's value.
-    _agree(config, "train_batch_size", batch_size, "train.batch_size")
-    _agree(config, "gradient_clipping", clip_norm, "train.clip_norm")
-    per_gpu, accumulation = _deal(config, batch_size, world_size)
+    _check_agreement(config, "train_batch_size", batch_size, "train.batch_size")
+    _check_agreement(config, "gradient_clipping", clip_norm, "train.clip_norm")
+    per_gpu, accumulation = _split_batch(config, batch_size, world_size)
     # Fill in the recipe's values, turn off DeepSpeed's own progress lines, and allow any torch
     # optimizer under ZeRO.
     values = {"steps_per_print": 10**9, "zero_allow_untested_optimizer": True, **config}
@@ -179,7 +179,7 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
     return EngineConfig(values, per_gpu, accumulation)
 
 
-def refill(config: dict, world_size: int, other_batch: bool) -> dict:
+def reset_recipe_values(config: dict, world_size: int, batch_size_changed: bool) -> dict:
     """Returns an earlier start's engine config with "auto" for values that this start may change.
 
     A run starts for the first time, and again with every resume. The batch size and the clipping
@@ -190,24 +190,24 @@ def refill(config: dict, world_size: int, other_batch: bool) -> dict:
         config: The resolved engine config of an earlier start, `EngineConfig.values`; it isn't
             changed.
         world_size: The number of ranks in this start.
-        other_batch: True if the recipe's global batch size has changed.
+        batch_size_changed: True if the recipe's global batch size has changed.
 
     Returns:
         A new engine config, to be passed to `resolve` with the changed recipe.
     """
     of_recipe = {"train_batch_size", "gradient_clipping"}
-    deal = [
+    split = [
         config.get(key) for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     ]
     # Keep the micro-batch size and the number of micro-batches if their product, times the number
     # of ranks, is still the global batch size.
-    fits = None not in deal and deal[0] * deal[1] * world_size == config.get("train_batch_size")
-    if other_batch or not fits:
+    fits = None not in split and split[0] * split[1] * world_size == config.get("train_batch_size")
+    if batch_size_changed or not fits:
         of_recipe |= {"train_micro_batch_size_per_gpu", "gradient_accumulation_steps"}
     return config | dict.fromkeys(of_recipe, "auto")
 
 
-def clips_here(config: EngineConfig) -> bool:
+def clips_in_step(config: EngineConfig) -> bool:
     """Returns True if engine/step.py, not DeepSpeed, has to clip the gradient.
 
     This is the case in fp32 without ZeRO.
@@ -219,7 +219,7 @@ def clips_here(config: EngineConfig) -> bool:
     return config.zero_stage == 0 and not in_half
 
 
-def scales_here(config: EngineConfig) -> bool:
+def scales_in_step(config: EngineConfig) -> bool:
     """Returns True if engine/step.py has to multiply the loss by the loss scale.
 
     This is the case in fp16 without ZeRO. In all other cases DeepSpeed does it, or there is no loss
@@ -231,7 +231,7 @@ def scales_here(config: EngineConfig) -> bool:
     return config.zero_stage == 0 and bool(config.values.get("fp16", {}).get("enabled"))
 
 
-def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None:
+def _check_agreement(config: dict, key: str, recipe_value: float, recipe_key: str) -> None:
     value = config.get(key, "auto")
     if value not in ("auto", recipe_value):
         raise RecipeError(
@@ -240,7 +240,7 @@ def _agree(config: dict, key: str, recipe_value: float, recipe_key: str) -> None
         )
 
 
-def _deal(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
+def _split_batch(config: dict, batch_size: int, world_size: int) -> tuple[int, int]:
     """Splits the global batch over ranks and micro-batches.
 
     Args:

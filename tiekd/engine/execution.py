@@ -122,7 +122,7 @@ def prepare(network: nn.Module, config: dict) -> None:
         compile_parts(network)
 
 
-def about(config: dict, device: torch.device) -> list[str]:
+def log_messages(config: dict, device: torch.device) -> list[str]:
     """Returns messages for the log about convolutions that don't run in the configured precision.
 
     Args:
@@ -133,7 +133,7 @@ def about(config: dict, device: torch.device) -> list[str]:
         One message if the config asks for bf16 and this CPU computes bf16 convolutions in fp32;
         else an empty list.
     """
-    chosen = layouts.choice(layouts.ANY, layouts.BF16)
+    chosen = layouts.setting(layouts.ANY, layouts.BF16)
     if device.type != "cpu" or not _in_bf16(config) or chosen == layouts.NATIVE:
         return []
     if layouts.of_isa(layouts.isa())[f"{layouts.ANY}, {layouts.BF16}"] == layouts.NATIVE:

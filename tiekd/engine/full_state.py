@@ -92,50 +92,51 @@ def moments(engine) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def restore(engine, values: dict[str, Tensor], kept: dict[str, dict[str, Tensor]]) -> None:
+def restore(engine, values: dict[str, Tensor], saved_moments: dict[str, dict[str, Tensor]]) -> None:
     """Sets an engine's weights and optimizer state, at any ZeRO stage. Collective.
 
     Args:
         engine: The DeepSpeed engine.
         values: The weights and buffers by name, as `weights` returned them on rank 0, the same on
             every rank.
-        kept: The optimizer's state by parameter name, as `moments` returned it on rank 0, the same
-            on every rank. If empty, the optimizer is reset to its state before the first step.
+        saved_moments: The optimizer's state by parameter name, as `moments` returned it on rank 0,
+            the same on every rank. If empty, the optimizer is reset to its state before the first
+            step.
     """
     _set_module(engine, values)
     masters, state = _masters(engine), _torch_optimizer(engine).state
     state.clear()
     if masters:
         # Without ZeRO, set each parameter's fp32 weight and optimizer state directly.
-        set_trained(engine, values)
+        set_optimizer_tensors(engine, values)
         for name, master in masters.items():
-            if name in kept:
+            if name in saved_moments:
                 state[master] = {
-                    key: _copy(value, master.shape) for key, value in kept[name].items()
+                    key: _copy(value, master.shape) for key, value in saved_moments[name].items()
                 }
         return
-    if kept:
+    if saved_moments:
         # Under ZeRO, create zero moments for each flat group, i.e. for the tensor with this rank's
         # values of a parameter group. The loop below copies each parameter's moments into them.
-        some = next(iter(kept))
+        some = next(iter(saved_moments))
         shape = values[some].shape
         for flat in _flat_groups(engine):
             state[flat] = {
                 key: torch.zeros_like(flat)
                 if value.shape == shape and value.ndim
                 else value.clone()
-                for key, value in kept[some].items()
+                for key, value in saved_moments[some].items()
             }
         if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
             engine.optimizer._lazy_init_hp_params_optimizer_state()
-    set_trained(engine, values)
+    set_optimizer_tensors(engine, values)
     for name, parameter in engine.module.named_parameters():
-        for key, value in kept.get(name, {}).items():
+        for key, value in saved_moments.get(name, {}).items():
             if value.ndim and value.shape == values[name].shape:
                 _set_whole(parameter, value, key)
 
 
-def trained(engine) -> list[Tensor]:
+def optimizer_tensors(engine) -> list[Tensor]:
     """Returns a list of the fp32 tensors of this rank that the torch optimizer updates.
 
     Without ZeRO they are all parameters, or in half precision their fp32 master copies. Under ZeRO
@@ -148,8 +149,8 @@ def trained(engine) -> list[Tensor]:
     return list(_flat_groups(engine)) if masters is None else list(masters.values())
 
 
-def set_trained(engine, values: dict[str, Tensor]) -> None:
-    """Sets the values of the tensors that `trained` returns. Collective.
+def set_optimizer_tensors(engine, values: dict[str, Tensor]) -> None:
+    """Sets the values of the tensors that `optimizer_tensors` returns. Collective.
 
     The half-precision copies of parameters, and those that ZeRO has gathered for the forward pass,
     are not changed.

@@ -46,7 +46,7 @@ class MovingAverage:
     def __init__(self, engine, decay: float, warms_up: bool = True):
         self.engine, self.decay, self.warms_up = engine, decay, warms_up
         self.num_updates = 0
-        self._weights = full_state.trained(engine)
+        self._weights = full_state.optimizer_tensors(engine)
         self._statistics = {
             f"{name}.{kind}" if name else kind: getattr(norm, kind)
             for name, norm in engine.module.named_modules()
@@ -111,7 +111,7 @@ class MovingAverage:
             num_updates: The value of the attribute `num_updates` when the checkpoint was saved.
         """
         with self._exchanged():
-            full_state.set_trained(self.engine, values)
+            full_state.set_optimizer_tensors(self.engine, values)
         for name, average in zip(self._statistics, self._average_statistics, strict=True):
             average.copy_(values[name])
         self.num_updates = num_updates

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 
-def taken() -> dict:
+def states() -> dict:
     """Returns the states of the random generators of Python, NumPy, torch and the current GPU.
 
     Returns:
@@ -15,26 +15,26 @@ def taken() -> dict:
     """
     name, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
-    states = {
+    values = {
         "torch": torch.get_rng_state(),
         "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "python": [version, list(internal), gauss],
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+        values["cuda"] = torch.cuda.get_rng_state()
+    return values
 
 
-def put_back(states: dict) -> None:
+def restore(saved: dict) -> None:
     """Restores the states of the random generators.
 
     Args:
-        states: The dict that `taken` returned. A GPU's state is ignored if this process has no GPU.
+        saved: The dict that `states` returned. A GPU's state is ignored if this process has no GPU.
     """
-    torch.set_rng_state(states["torch"])
-    name, keys, *rest = states["numpy"]
+    torch.set_rng_state(saved["torch"])
+    name, keys, *rest = saved["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = states["python"]
+    version, internal, gauss = saved["python"]
     random.setstate((version, tuple(internal), gauss))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in saved and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved["cuda"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tiekd.data.target import Target
 from tiekd.engine import full_state, nonfinite
-from tiekd.engine.config import EngineConfig, clips_here, scales_here
+from tiekd.engine.config import EngineConfig, clips_in_step, scales_in_step
 
 
 class Step:
@@ -37,10 +37,10 @@ class Step:
         # Without ZeRO, DeepSpeed 0.19 divides the gradients by fp16's loss scale but never
         # multiplies the loss by it. So `backward` multiplies it; otherwise training would silently
         # make no progress.
-        self._scales = scales_here(config)
+        self._scales_loss = scales_in_step(config)
         # In fp32 without ZeRO, DeepSpeed clips the gradient but doesn't return its norm. So this
         # class clips it and computes the norm.
-        self._clipped = _trained(engine.module) if clips_here(config) else None
+        self._clipped = _trainable_parameters(engine.module) if clips_in_step(config) else None
         self._clip_norm = clip_norm or float("inf")
         self._num_skipped = torch.zeros((), device=self._clipped[0].device) if self._clipped else 0
 
@@ -81,7 +81,7 @@ class Step:
             micro-batches, or if DeepSpeed reports no norm.
         """
         self._poison.add_where_not_finite(loss)
-        self.engine.backward(loss * self._scale_here() if self._scales else loss)
+        self.engine.backward(loss * self._optimizer_loss_scale() if self._scales_loss else loss)
         self._statistics.keep_finite()
         return self._step() if self._clipped is None else self._clip_and_step()
 
@@ -117,13 +117,13 @@ class Step:
         searches = self.engine.fp16_enabled() and self.engine.dynamic_loss_scale()
         return searches and self.loss_scale > 1
 
-    def _scale_here(self) -> float:
+    def _optimizer_loss_scale(self) -> float:
         return self.engine.optimizer.loss_scale_config.cur_scale
 
     def _step(self) -> Tensor | float | None:
         # Without ZeRO in fp16, DeepSpeed returns the norm of the scaled gradient, so divide the
         # norm by the loss scale.
-        scale = self._scale_here() if self._scales else 1.0
+        scale = self._optimizer_loss_scale() if self._scales_loss else 1.0
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
         return norm if norm is None else norm / scale
@@ -147,5 +147,5 @@ class Step:
         return norm
 
 
-def _trained(network: nn.Module) -> list[Tensor]:
+def _trainable_parameters(network: nn.Module) -> list[Tensor]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -154,7 +154,7 @@ class Student:
         batch = pixels if pixels.dim() == 4 else pixels[None]
         size = tuple(pixels.shape[-2:])
         small = self.working_image(batch, name)
-        reading = self.read(small, confidence, self._seen(focal, batch))
+        reading = self.predict_resized(small, confidence, self._focals_of_resized(focal, batch))
         reading = self.at_own_size(reading, size).mapped(lambda values: values[:, 0])
         if pixels.dim() == 3:
             reading = reading.mapped(lambda values: values[0])
@@ -184,7 +184,9 @@ class Student:
                 none.
         """
         small = self.working_image(pixels)
-        reading = self.read(small, with_confidence, self._seen(focal, pixels))
+        reading = self.predict_resized(
+            small, with_confidence, self._focals_of_resized(focal, pixels)
+        )
         return self.at_own_size(reading, tuple(pixels.shape[2:]))
 
     def working_image(self, pixels: Tensor, name: str = "the image") -> Tensor:
@@ -238,7 +240,7 @@ class Student:
         return getattr(self.network, "canonical", None) is not None
 
     @torch.no_grad()
-    def read(
+    def predict_resized(
         self,
         pixels: Tensor,
         with_confidence: bool = False,
@@ -314,7 +316,7 @@ class Student:
         return at_own_size(margin.cpu(), self.resize, tuple(pixels.shape[2:]), smooth=False)
 
     @torch.no_grad()
-    def tied_share(self, pixels: Tensor, tie: float) -> Tensor:
+    def tie_weight(self, pixels: Tensor, tie: float) -> Tensor:
         """Returns the weight with which ties contribute to each pixel's confidence and sigma.
 
         Confidence and sigma are interpolated between pixels of the head's output. An output pixel
@@ -351,7 +353,9 @@ class Student:
         values = self.network.upsampled(values, features, size, smooth)
         return readouts.on_image_grid(values, size, smooth)
 
-    def _seen(self, focal: float | Sequence[float] | None, pixels: Tensor) -> list[float] | None:
+    def _focals_of_resized(
+        self, focal: float | Sequence[float] | None, pixels: Tensor
+    ) -> list[float] | None:
         """Converts focal lengths in pixels of the images to pixels of the resized images.
 
         Images are resized to the size at which the network runs (`Student.resize`).

@@ -4,8 +4,8 @@ A tile is a group of consecutive rows of one image's features (B, C, h, w). No t
 (B, K, h, w) is ever allocated. Forward saves the features, the weights and two numbers per pixel
 (depth and log-sum-exp of the logits). Backward recomputes a tile's logits and target and writes the
 gradients. All operations on a tile are in place, so that its logits stay in the CPU's cache. Target
-distributions are computed for several tiles together (kernels/cells.py). On a CPU each thread
-processes its own tiles, so threads synchronise only at the end.
+distributions are computed for several tiles together (kernels/targets_by_rows.py). On a CPU each
+thread processes its own tiles, so threads synchronise only at the end.
 
 Cost: four matrix products (the logits are computed twice); on a CPU all other operations take about
 half as long again. Temporary memory per thread is about six tiles, or forty for dense targets
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tiekd.kernels import in_threads, reference
-from tiekd.kernels.cells import Cells, Target
 from tiekd.kernels.target import bin_centres
+from tiekd.kernels.targets_by_rows import CellTargets, Target
 
 # Maximum bytes of the logits of one tile, i.e. of a group of rows that are computed together, on a
 # CPU. They should fit into a core's cache.
@@ -85,7 +85,7 @@ def dpm(
     with torch.autocast(device, enabled=False):
         cells = None
         if target_depth is not None:
-            cells = Cells(target_depth, sigma, target_weight, edges, target, beyond, stride)
+            cells = CellTargets(target_depth, sigma, target_weight, edges, target, beyond, stride)
         return _Dpm.apply(features, weight, bias, edges, cells)
 
 
@@ -94,14 +94,19 @@ class _Dpm(torch.autograd.Function):
 
     A tile is a group of consecutive rows of one image. The inputs are the features (B, C, h, w);
     weight (K, C, 1, 1) and bias (K,) of the 1x1 convolution that gives the logits of K depth bins;
-    the bins' edges (K + 1,), metres; and a `Cells` with the target distributions, or None. The
-    results are the depth, metres, and the divergence, nats, (B, 1, h, w) each; the divergence is
-    None without a `Cells`.
+    the bins' edges (K + 1,), metres; and a `CellTargets` with the target distributions, or None.
+    The results are the depth, metres, and the divergence, nats, (B, 1, h, w) each; the divergence
+    is None without a `CellTargets`.
     """
 
     @staticmethod
     def forward(
-        ctx, features: Tensor, weight: Tensor, bias: Tensor, edges: Tensor, cells: Cells | None
+        ctx,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        edges: Tensor,
+        cells: CellTargets | None,
     ):
         # Allocate the results per pixel of the features, each (B, h * w): the largest logit, the
         # divergence, and the sums over the bins of exp(logit - largest logit), unweighted and
@@ -136,7 +141,7 @@ class _Dpm(torch.autograd.Function):
                 if q is not None:
                     valid[image, tile] = q.valid
 
-        in_threads.each(tile_by_tile, _shares(features, edges))
+        in_threads.map_in_threads(tile_by_tile, _blocks_per_thread(features, edges))
         log_sum = sums[0].log()
         depth = (sums[1] / sums[0]).view(shape)
         if is_gaussian:
@@ -217,7 +222,7 @@ class _Dpm(torch.autograd.Function):
                     )
             return weight_grad, bias_grad
 
-        parts = in_threads.each(tile_by_tile, _shares(features, edges))
+        parts = in_threads.map_in_threads(tile_by_tile, _blocks_per_thread(features, edges))
         weight_grad, bias_grad = (sum(grads[1:], grads[0]) for grads in zip(*parts, strict=True))
         weight_grad = weight_grad.view_as(weight).to(weight.dtype) if need_weight else None
         return (
@@ -233,7 +238,7 @@ class _Dpm(torch.autograd.Function):
 Block = tuple[int, int, int]
 
 
-def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
+def _blocks_per_thread(features: Tensor, edges: Tensor) -> list[list[Block]]:
     """Splits the rows of all images into blocks, and distributes the blocks over the threads.
 
     A block is a group of consecutive rows of one image: TILES_PER_BLOCK times the rows whose logits
@@ -254,8 +259,8 @@ def _shares(features: Tensor, edges: Tensor) -> list[list[Block]]:
         for image in range(images)
         for row in range(0, height, step)
     ]
-    count = min(in_threads.count(), len(blocks)) if features.device.type == "cpu" else 1
-    bounds = [len(blocks) * share // count for share in range(count + 1)]
+    num_lists = min(in_threads.num_threads(), len(blocks)) if features.device.type == "cpu" else 1
+    bounds = [len(blocks) * i // num_lists for i in range(num_lists + 1)]
     return [blocks[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
@@ -275,7 +280,7 @@ def _rows_of_tile(features: Tensor, edges: Tensor) -> int:
 
 
 def _tiles(
-    blocks: list[Block], features: Tensor, edges: Tensor, cells: Cells | None
+    blocks: list[Block], features: Tensor, edges: Tensor, cells: CellTargets | None
 ) -> Iterator[tuple[int, slice, Target | None, Tensor, Tensor]]:
     """Yields the tiles, i.e. groups of consecutive rows of one image, of which `blocks` consist.
 
@@ -296,14 +301,16 @@ def _tiles(
     step = _rows_of_tile(features, edges)
     memory = edges.new_empty(2, bins * step * width)
     for image, first, last in blocks:
-        target = None if cells is None else cells.of(image, slice(first, last))
+        target = None if cells is None else cells.target_of_rows(image, slice(first, last))
         for top in range(first, last, step):
             tile = slice(top * width, min(top + step, last) * width)
             size = tile.stop - tile.start
             q = (
                 None
                 if target is None
-                else target.part(slice(tile.start - first * width, tile.stop - first * width))
+                else target.select_cells(
+                    slice(tile.start - first * width, tile.stop - first * width)
+                )
             )
             yield image, tile, q, *(part[: bins * size].view(bins, size) for part in memory)
 
@@ -352,6 +359,6 @@ def _released_slope(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         (K, P), the gradient of `reference.released_divergence` at each pixel.
     """
-    eps = reference.PUBLISHED_EPS
+    eps = reference.RELEASED_EPS
     by_p = -q.square() / ((p + eps) * (q + eps * (p + eps)))
     return p * (by_p - (p * by_p).sum(0))

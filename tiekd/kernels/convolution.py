@@ -39,8 +39,8 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        how = self.stride, self.padding, self.dilation, self.groups
-        if how == _3X3 and wants_products(x, weight, x.shape[2:]):
+        options = self.stride, self.padding, self.dilation, self.groups
+        if options == _3X3 and wants_products(x, weight, x.shape[2:]):
             return _ByProducts.apply(x, weight, bias)
         return super()._conv_forward(x, weight, bias)
 
@@ -92,8 +92,8 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
             for row, column in _TAPS:
                 # Compute the distance in memory, in pixels, from an output pixel to the input pixel
                 # at this row and column of the 3x3 kernel. At the left and right border, the pixel
-                # at this distance is in an adjacent row; `_take_off_wrapped` later subtracts the
-                # products with such pixels.
+                # at this distance is in an adjacent row; `_subtract_wrapped_products` later
+                # subtracts the products with such pixels.
                 offset = (row - 1) * width + column - 1
                 first = max(start, -offset)
                 end = min(start + strip, height * width, height * width - offset)
@@ -101,14 +101,16 @@ def weight_gradient(x: Tensor, grad: Tensor, strip_pixels: int = _STRIP_PIXELS) 
                     total[row, column].addmm_(
                         of_image[first:end].T, image[first + offset : end + offset]
                     )
-        _take_off_wrapped(total, image.view(height, width, -1), of_image.view(height, width, -1))
+        _subtract_wrapped_products(
+            total, image.view(height, width, -1), of_image.view(height, width, -1)
+        )
     return total.permute(2, 3, 0, 1).contiguous()
 
 
 _TAPS = [(row, column) for row in range(3) for column in range(3)]
 
 
-def _take_off_wrapped(total: Tensor, image: Tensor, grad: Tensor) -> None:
+def _subtract_wrapped_products(total: Tensor, image: Tensor, grad: Tensor) -> None:
     """Subtracts the products of pixels that are neighbours in memory but not in the image.
 
     In memory a row's first pixel follows the last pixel of the row above. So at the left and right
@@ -160,10 +162,10 @@ class _InFp32(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = module.stride, module.padding, module.dilation, module.groups
+        ctx.options = module.stride, module.padding, module.dilation, module.groups
         bias = None if bias is None else bias.float()
         with torch.autocast("cpu", enabled=False):
-            return conv2d(x.float(), weight.float(), bias, *ctx.how).to(x.dtype)
+            return conv2d(x.float(), weight.float(), bias, *ctx.options).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -172,20 +174,20 @@ class _InFp32(torch.autograd.Function):
         grad = grad.float()
         x32 = x.float()
         weight32 = weight.float()
-        if ctx.how == _3X3 and _suits_products(x, weight, x.shape[2:]):
+        if ctx.options == _3X3 and _suits_products(x, weight, x.shape[2:]):
             gradients = gradients_by_products(grad, x32, weight32, needs)
         else:
-            gradients = _gradients(grad, x32, weight32, *ctx.how, list(needs))
+            gradients = _gradients(grad, x32, weight32, *ctx.options, list(needs))
         return *(None if g is None else g.to(x.dtype) for g in gradients), None
 
 
-def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _in_fp32(module: nn.Conv2d, original, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Computes a module's half-precision convolution in fp32, in place of its `_conv_forward`.
 
     Args:
         module: the convolution.
-        usual: the module's original `_conv_forward`, a function that is called instead for fp32, on
-            GPUs and under torch.compile.
+        original: the module's original `_conv_forward`, a function that is called instead for fp32,
+            on GPUs and under torch.compile.
         x: (B, C, H, W), the features.
         weight: the convolution's weight.
         bias: the convolution's bias, or None.
@@ -195,7 +197,7 @@ def _in_fp32(module: nn.Conv2d, usual, x: Tensor, weight: Tensor, bias: Tensor |
     """
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if x.device.type != "cpu" or dtype == torch.float32 or torch.compiler.is_compiling():
-        return usual(x, weight, bias)
+        return original(x, weight, bias)
     # Round the operands to the autocast dtype before computing in fp32, so that the results equal
     # those of native bf16 arithmetic.
     bias = None if bias is None else bias.to(dtype)
@@ -258,7 +260,7 @@ def _suits_products(x: Tensor, weight: Tensor, size: tuple[int, int]) -> bool:
         weight: (O, C, kernel height, kernel width).
         size: (H, W) of the convolution's input.
     """
-    if layouts.choice(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
+    if layouts.setting(layouts.LARGE_TRAINING, layouts.FP32) != layouts.PRODUCTS:
         return False
     if weight.shape[2:] != (3, 3):
         return False
@@ -306,5 +308,5 @@ def prepare_bf16(network: nn.Module) -> None:
     Args:
         network: any module that contains `nn.Conv2d` modules.
     """
-    if layouts.choice(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
+    if layouts.setting(layouts.ANY, layouts.BF16) == layouts.IN_FP32:
         compute_in_fp32(network)

@@ -15,38 +15,40 @@ from typing import TypeVar
 
 import torch
 
-Share, Result = TypeVar("Share"), TypeVar("Result")
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-_making = threading.Lock()
+_pools_lock = threading.Lock()
 
 
-def count() -> int:
-    """Returns the number of threads that `each` uses, which is `torch.get_num_threads()`."""
+def num_threads() -> int:
+    """Returns the number of threads of `map_in_threads`, which is `torch.get_num_threads()`."""
     return torch.get_num_threads()
 
 
-def each(function: Callable[[Share], Result], shares: Sequence[Share]) -> list[Result]:
+def map_in_threads(
+    function: Callable[[Argument], Result], arguments: Sequence[Argument]
+) -> list[Result]:
     """Calls a function once for each of several arguments, in parallel threads, without gradients.
 
     Args:
         function: a function of one argument; it must be thread-safe. Its torch operations run on
             one thread each.
-        shares: the arguments, e.g. lists of work items. If there is only one, the function is
+        arguments: the arguments, e.g. lists of work items. If there is only one, the function is
             called in the calling thread.
 
     Returns:
         The results, in the order of the arguments.
     """
-    if len(shares) < 2:
-        return [function(share) for share in shares]
+    if len(arguments) < 2:
+        return [function(argument) for argument in arguments]
     inference = torch.is_inference_mode_enabled()
 
-    def alone(share: Share) -> Result:
+    def call(argument: Argument) -> Result:
         with torch.inference_mode(inference), torch.no_grad():
-            return function(share)
+            return function(argument)
 
-    return list(_pool(count()).map(alone, shares))
+    return list(_pool(num_threads()).map(call, arguments))
 
 
 def _pool(size: int) -> ThreadPoolExecutor:
@@ -56,13 +58,13 @@ def _pool(size: int) -> ThreadPoolExecutor:
     not its parent's threads, so it needs a pool of its own.
     """
     key = os.getpid(), size
-    with _making:
+    with _pools_lock:
         if key not in _pools:
-            _pools[key] = _begin(size)
+            _pools[key] = _start_pool(size)
         return _pools[key]
 
 
-def _begin(size: int) -> ThreadPoolExecutor:
+def _start_pool(size: int) -> ThreadPoolExecutor:
     """Creates a pool of `size` running threads, each limited to one torch thread.
 
     torch.set_num_threads sets both the calling thread's number of torch threads and the default for
@@ -75,24 +77,24 @@ def _begin(size: int) -> ThreadPoolExecutor:
     Returns:
         The pool, a `ThreadPoolExecutor`.
     """
-    together = threading.Barrier(size)
+    all_started = threading.Barrier(size)
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(size, thread_name_prefix="tiekd-tiles")
 
-    def begin(_) -> None:
+    def limit_to_one_torch_thread(_) -> None:
         # Let get_num_threads() initialise this thread's number of torch threads first. Otherwise
         # the thread's first operation would set it to the default, and so override
         # set_num_threads(1).
         torch.get_num_threads()
         torch.set_num_threads(1)
-        together.wait()
+        all_started.wait()
 
     try:
-        list(pool.map(begin, range(size)))
+        list(pool.map(limit_to_one_torch_thread, range(size)))
     except RuntimeError:
         # Abort the barrier if a thread can't be created (limit of the operating system), so that
         # the threads that have started don't wait forever.
-        together.abort()
+        all_started.abort()
         raise
     finally:
         torch.set_num_threads(before)

@@ -36,7 +36,7 @@ ANY = "any convolution"
 
 # Settings of fp32 convolutions: keep the input's memory layout; convert it to channels_last; or
 # convert it, and compute the weight gradient by matrix products (tiekd/kernels/convolution.py).
-AS_IT_COMES = "as it comes"
+KEEP_LAYOUT = "as it comes"
 CHANNELS_LAST = "channels_last"
 PRODUCTS = "channels_last, weight gradient by products"
 # Settings of bf16 convolutions: torch's own arithmetic, or fp32 arithmetic on bf16 features and
@@ -51,29 +51,29 @@ FP32, BF16 = "fp32", "bf16"
 TABLE = {
     ("avx512_bf16", LARGE_TRAINING, FP32): CHANNELS_LAST,
     ("avx512_bf16", LARGE_FORWARD, FP32): CHANNELS_LAST,
-    ("avx512_bf16", SMALL, FP32): AS_IT_COMES,
+    ("avx512_bf16", SMALL, FP32): KEEP_LAYOUT,
     ("avx512_bf16", ANY, BF16): NATIVE,
     ("avx512", LARGE_TRAINING, FP32): CHANNELS_LAST,
     ("avx512", LARGE_FORWARD, FP32): CHANNELS_LAST,
-    ("avx512", SMALL, FP32): AS_IT_COMES,
+    ("avx512", SMALL, FP32): KEEP_LAYOUT,
     ("avx512", ANY, BF16): IN_FP32,
     # On AVX2, compute the weight gradient by matrix products in training: oneDNN computes it for
     # channels_last features at about a quarter of the speed that it has for contiguous ones.
     ("avx2", LARGE_TRAINING, FP32): PRODUCTS,
     ("avx2", LARGE_FORWARD, FP32): CHANNELS_LAST,
-    ("avx2", SMALL, FP32): AS_IT_COMES,
+    ("avx2", SMALL, FP32): KEEP_LAYOUT,
     ("avx2", ANY, BF16): IN_FP32,
     # Use torch's defaults for other instruction sets, which weren't measured.
-    ("other", LARGE_TRAINING, FP32): AS_IT_COMES,
-    ("other", LARGE_FORWARD, FP32): AS_IT_COMES,
-    ("other", SMALL, FP32): AS_IT_COMES,
+    ("other", LARGE_TRAINING, FP32): KEEP_LAYOUT,
+    ("other", LARGE_FORWARD, FP32): KEEP_LAYOUT,
+    ("other", SMALL, FP32): KEEP_LAYOUT,
     ("other", ANY, BF16): NATIVE,
 }
 
 # The allowed settings of each dtype.
-ALLOWED = {FP32: (AS_IT_COMES, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
+ALLOWED = {FP32: (KEEP_LAYOUT, CHANNELS_LAST, PRODUCTS), BF16: (NATIVE, IN_FP32)}
 
-_chosen: dict[str, str] | None = None
+_settings: dict[str, str] | None = None
 
 
 def isa() -> str:
@@ -102,14 +102,14 @@ def of_isa(name: str) -> dict[str, str]:
         "native", ...}.
     """
     return {
-        f"{shape}, {dtype}": choice for (of, shape, dtype), choice in TABLE.items() if of == name
+        f"{shape}, {dtype}": setting for (of, shape, dtype), setting in TABLE.items() if of == name
     }
 
 
-def choice(shape_class: str, dtype: str) -> str:
+def setting(shape_class: str, dtype: str) -> str:
     """Returns the setting (memory layout and arithmetic) that a class of convolutions should use.
 
-    The setting is the one passed to `set_choices` in this process, or else the one that TABLE has
+    The setting is the one passed to `set_settings` in this process, or else the one that TABLE has
     for this CPU.
 
     Args:
@@ -117,22 +117,22 @@ def choice(shape_class: str, dtype: str) -> str:
         dtype: FP32 or BF16.
 
     Returns:
-        AS_IT_COMES, CHANNELS_LAST or PRODUCTS for FP32; NATIVE or IN_FP32 for BF16.
+        KEEP_LAYOUT, CHANNELS_LAST or PRODUCTS for FP32; NATIVE or IN_FP32 for BF16.
     """
-    choices = _of_this_cpu() if _chosen is None else _chosen
-    return choices[f"{shape_class}, {dtype}"]
+    settings = _settings_of_this_cpu() if _settings is None else _settings
+    return settings[f"{shape_class}, {dtype}"]
 
 
-def set_choices(choices: dict[str, str] | None) -> None:
+def set_settings(settings: dict[str, str] | None) -> None:
     """Sets the memory layouts and arithmetic of this process's convolutions.
 
     Args:
-        choices: a dict from "<shape class>, <dtype>" to a setting, as `of_isa` returns it; None
+        settings: a dict from "<shape class>, <dtype>" to a setting, as `of_isa` returns it; None
             restores the settings that TABLE has for this CPU.
     """
-    global _chosen
-    _chosen = choices
-    _of_this_cpu.cache_clear()
+    global _settings
+    _settings = settings
+    _settings_of_this_cpu.cache_clear()
 
 
 def write(work_dir: Path, record: dict) -> None:
@@ -180,7 +180,7 @@ def read(work_dir: Path) -> dict | None:
 def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
     """Returns the settings of a run's convolutions, and messages about them for the log.
 
-    The settings aren't applied: each rank has to pass them to `set_choices`.
+    The settings aren't applied: each rank has to pass them to `set_settings`.
 
     Args:
         resumed_from: work dirs in which to look for a resumed run's layouts.json, in order of
@@ -195,30 +195,30 @@ def record_of_run(resumed_from: list[Path]) -> tuple[dict, list[str]]:
     Raises:
         LaunchError: a layouts.json can't be used, as for `read`.
     """
-    here = isa()
-    own = {"isa": here, "choices": of_isa(here)}
+    this_isa = isa()
+    own = {"isa": this_isa, "choices": of_isa(this_isa)}
     if not resumed_from:
         return own, []
     record = next(filter(None, map(read, resumed_from)), None)
     if record is None:
         line = (
-            f"{RECORD}: the run has none, so its convolutions run as this CPU ({here}) does them "
-            "best"
+            f"{RECORD}: the run has none, so its convolutions run as this CPU ({this_isa}) does "
+            "them best"
         )
         return own, [line]
     lines = []
-    if record["isa"] != here:
+    if record["isa"] != this_isa:
         same = record["choices"] == own["choices"]
         lines.append(
-            f"The run was started on a CPU with {record['isa']}, this one has {here}: numbers will "
-            f"differ by rounding. Its layouts are kept ({RECORD})"
+            f"The run was started on a CPU with {record['isa']}, this one has {this_isa}: numbers "
+            f"will differ by rounding. Its layouts are kept ({RECORD})"
             + ("" if same else "; a new run would take others here")
         )
     return record, lines
 
 
 @lru_cache(maxsize=1)
-def _of_this_cpu() -> dict[str, str]:
+def _settings_of_this_cpu() -> dict[str, str]:
     return of_isa(isa())
 
 

@@ -24,7 +24,7 @@ class RaggedTarget(NamedTuple):
     """The target distribution q of P cells over K depth bins, stored as a list of T entries.
 
     A cell is a pixel of the head's output. An entry is the mass of one cell in one bin; cells
-    differ in their number of entries. The class has the methods of `cells.Target`.
+    differ in their number of entries. The class has the methods of `targets_by_rows.Target`.
 
     Attributes:
         bins: (T,) int32, the index of each entry's bin.
@@ -41,7 +41,7 @@ class RaggedTarget(NamedTuple):
     valid: Tensor
     overlap: bool
 
-    def part(self, cells: slice) -> "RaggedTarget":
+    def select_cells(self, cells: slice) -> "RaggedTarget":
         """Returns the targets of some of the P cells, i.e. of some pixels of the head's output.
 
         Args:
@@ -74,7 +74,7 @@ class RaggedTarget(NamedTuple):
         mass = self.mass
         if self.overlap:
             mass = mass.new_zeros(num_bins * len(self.valid))
-            mass.index_add_(0, self._at(), self.mass)
+            mass.index_add_(0, self._flat_indices(), self.mass)
         terms = mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass)
         return terms.view(num_bins, -1).sum(0) if self.overlap else self._sum(terms)
 
@@ -89,7 +89,7 @@ class RaggedTarget(NamedTuple):
         Returns:
             (P,), in the unit of `values`.
         """
-        return self._sum(values.view(-1).index_select(0, self._at()).mul_(self.mass))
+        return self._sum(values.view(-1).index_select(0, self._flat_indices()).mul_(self.mass))
 
     def add_to(self, values: Tensor, factor: Tensor) -> None:
         """Adds factor * q to `values` in place, for each cell's target distribution q.
@@ -101,9 +101,9 @@ class RaggedTarget(NamedTuple):
             factor: (P,), one factor per cell.
         """
         terms = factor.index_select(0, self.cell).mul_(self.mass)
-        values.view(-1).index_add_(0, self._at(), terms)
+        values.view(-1).index_add_(0, self._flat_indices(), terms)
 
-    def _at(self) -> Tensor:
+    def _flat_indices(self) -> Tensor:
         """Returns each entry's index in a flattened tensor (K, P) of K bins and P cells.
 
         An entry is the mass of one cell, i.e. of one pixel of the head's output, in one bin.
@@ -144,7 +144,7 @@ class RaggedWindows(NamedTuple):
     first: Tensor
     num_bins: Tensor
 
-    def part(self, image: int, rows: slice) -> "RaggedWindows":
+    def select_rows(self, image: int, rows: slice) -> "RaggedWindows":
         """Returns the Gaussians of some rows of one image.
 
         Args:

@@ -20,7 +20,7 @@ from tiekd.kernels.target import bin_centres, gaussian_target, released_target
 
 TARGETS = ("gaussian", "released")
 BEYOND = ("clamp", "ignore")
-PUBLISHED_EPS = 1e-7
+RELEASED_EPS = 1e-7
 
 
 def dpm(
@@ -51,7 +51,7 @@ def dpm(
             divergence.
         sigma: standard deviation of the components, metres, a number, a tuple of one number for
             each component, or (B, M, H, W).
-        target: "gaussian"; or "released" for the target and the divergence of TIE-KD's published
+        target: "gaussian"; or "released" for the target and the divergence of TIE-KD's released
             code, which need M = 1 and don't clamp depths.
         beyond: how target depths above the last edge are treated. "ignore" makes them invalid;
             "clamp" replaces them by the last bin's centre.
@@ -97,7 +97,7 @@ def gaussian_divergence(log_p: Tensor, q: Tensor) -> Tensor:
 
 
 def released_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Returns the divergence of q from p as TIE-KD's published code computes it.
+    """Returns the divergence of q from p as TIE-KD's released code computes it.
 
     It is sum_k [p_k != 0] q_k log(q_k / (p_k + 1e-7) + 1e-7), where [p_k != 0] is 1 if p_k is not
     0, else 0.
@@ -109,7 +109,7 @@ def released_divergence(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         (B, 1, h, w), nats.
     """
-    terms = q * torch.log(q / (p + PUBLISHED_EPS) + PUBLISHED_EPS)
+    terms = q * torch.log(q / (p + RELEASED_EPS) + RELEASED_EPS)
     return terms.masked_fill(p == 0, 0).sum(1, keepdim=True)
 
 

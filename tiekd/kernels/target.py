@@ -49,7 +49,7 @@ EDGES_AT_ONCE = 16
 # If a Gaussian's window has more than this fraction of all bin edges, the mass is computed in all
 # bins instead, which is as fast.
 DENSE_FROM = 0.5
-PUBLISHED_THRESHOLD, PUBLISHED_FLOOR = 1e-16, -1000.0
+RELEASED_THRESHOLD, RELEASED_FLOOR = 1e-16, -1000.0
 
 _tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _sigma_tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -167,7 +167,7 @@ def gaussian_target(
         # their centres are in one table, and their mass is computed in a few bins only.
         parts = zip(depth.split(1, 1), sigma, strict=True)
         components = [gaussian_target(one, number, None, edges) for one, number in parts]
-        share = shares(depth, weight, edges.dtype)
+        share = component_weights(depth, weight, edges.dtype)
         return sum(share[:, m : m + 1] * q for m, q in enumerate(components))
     windows = gaussian_windows(depth, sigma, edges)
     if windows is None:
@@ -186,7 +186,7 @@ def gaussian_target(
             components.append(q.scatter_(1, bins, mass))
     if len(components) == 1:
         return components[0]
-    share = shares(depth, weight, edges.dtype)
+    share = component_weights(depth, weight, edges.dtype)
     return sum(share[:, m : m + 1] * q for m, q in enumerate(components))
 
 
@@ -269,7 +269,7 @@ def gaussian_windows(
     return Windows(table.first[node], centre, table.edges, math.sqrt(2) * sigma)
 
 
-def shares(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+def component_weights(depth: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Returns the weights of a mixture's M components, normalised over the valid components.
 
     Args:
@@ -306,7 +306,7 @@ def sigma_maps(constants: tuple[float, ...], depth: Tensor) -> Tensor:
 
 @torch.no_grad()
 def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor) -> Tensor:
-    """Returns the target of TIE-KD's published code: the softmax of a Gaussian's density values.
+    """Returns the target of TIE-KD's released code: the softmax of a Gaussian's density values.
 
     The density is evaluated at the bin centres, and the softmax is over the bins. Densities below
     1e-16 are replaced by -1000 before the softmax. The resulting distribution isn't a Gaussian but
@@ -325,7 +325,7 @@ def released_target(depth: Tensor, sigma: float, edges: Tensor, centres: Tensor)
     depth = torch.nan_to_num(depth.to(edges.dtype))
     density = torch.exp(-((centres.view(1, -1, 1, 1) - depth) ** 2) / (2 * sigma**2))
     density = density / (math.sqrt(2 * math.pi) * sigma)
-    return density.masked_fill_(density < PUBLISHED_THRESHOLD, PUBLISHED_FLOOR).softmax(1)
+    return density.masked_fill_(density < RELEASED_THRESHOLD, RELEASED_FLOOR).softmax(1)
 
 
 @torch.no_grad()

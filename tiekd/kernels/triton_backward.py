@@ -53,7 +53,7 @@ def features_gradient(
         KEEP: True to write `kept`.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
@@ -136,7 +136,7 @@ def _add_block(
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
@@ -263,15 +263,15 @@ def _add_partial(partial, total, bias_total, split, k, count, channels, BLOCK_C:
     """
     c = tl.arange(0, BLOCK_C)
     at = partial + (split.to(tl.int64) * count + k) * (channels + 1)
-    here = (c < channels)[:, None] & (k < count)[None, :]
-    before = tl.load(at[None, :] + c[:, None], mask=here)
-    tl.store(at[None, :] + c[:, None], before + total, mask=here)
+    mask = (c < channels)[:, None] & (k < count)[None, :]
+    before = tl.load(at[None, :] + c[:, None], mask=mask)
+    tl.store(at[None, :] + c[:, None], before + total, mask=mask)
     before = tl.load(at + channels, mask=k < count)
     tl.store(at + channels, before + tl.max(bias_total, 0), mask=k < count)
 
 
 @triton.jit
-def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.constexpr):
+def _load_tile(maps, parts, layer, image, p, inside, N: tl.constexpr, TARGET: tl.constexpr):
     """Loads the target distributions, saved values and incoming gradients of P pixels.
 
     Args:
@@ -280,29 +280,29 @@ def _load_tile(maps, parts, layer, image, p, here, N: tl.constexpr, TARGET: tl.c
         layer: `Layer`: features, and weight and bias of the 1x1 convolution.
         image: index of the image.
         p: (P, 1), indices of the pixels.
-        here: (P, 1) bool, False for indices beyond the image's last pixel.
+        inside: (P, 1) bool, False for indices beyond the image's last pixel.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
 
     Returns:
         (cells, values). `cells` are the target distributions as `load_cells` returns them. `values`
         are five tensors (P, 1): the attributes depth, log_sum (log-sum-exp of the logits), slope
         (for the target "released" the mean derivative of the divergence), depth_grad and
-        divergence_grad of `Maps`. Where `here` is False, `values` is such that probabilities and
+        divergence_grad of `Maps`. Where `inside` is False, `values` is such that probabilities and
         gradients become 0.
     """
-    cells = load_cells(parts, image * N * layer.pixels + p, here, layer.pixels, N, TARGET)
+    cells = load_cells(parts, image * N * layer.pixels + p, inside, layer.pixels, N, TARGET)
     at = image * layer.pixels + p
-    depth_grad = tl.load(maps.depth_grad + at, mask=here, other=0.0)
+    depth_grad = tl.load(maps.depth_grad + at, mask=inside, other=0.0)
     divergence_grad, slope = depth_grad, depth_grad
     if TARGET != "none":
-        divergence_grad = tl.load(maps.divergence_grad + at, mask=here, other=0.0)
+        divergence_grad = tl.load(maps.divergence_grad + at, mask=inside, other=0.0)
     if TARGET == "released":
-        slope = tl.load(maps.slope + at, mask=here, other=0.0)
-    log_sum = tl.load(maps.log_sum + at, mask=here, other=BIG)
+        slope = tl.load(maps.slope + at, mask=inside, other=0.0)
+    log_sum = tl.load(maps.log_sum + at, mask=inside, other=BIG)
     return cells, (
-        tl.load(maps.depth + at, mask=here, other=0.0),
+        tl.load(maps.depth + at, mask=inside, other=0.0),
         log_sum,
         slope,
         depth_grad,
@@ -345,7 +345,7 @@ def _logits_gradient(
         BLOCK_K: K, number of these bins.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.

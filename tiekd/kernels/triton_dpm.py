@@ -216,7 +216,7 @@ def dpm_forward(
         parts = Parts(*(edges.new_empty(0) for _ in range(3)), sigma)
     else:
         spread = sigma if sigma_map is None else sigma_map
-        with _on(features):
+        with _device_of(features):
             parts = cell_parts(target_depth, spread, target_weight, edges, target, beyond, stride)
     if target_depth is None or target != "released":
         slope = edges.new_empty(0)
@@ -225,7 +225,7 @@ def dpm_forward(
     layer = _layer(features, weight, bias)
     maps = Maps(depth, log_sum, slope, divergence)
     tiles = features.shape[0] * triton.cdiv(layer.pixels, constants["BLOCK_P"])
-    with _on(features):
+    with _device_of(features):
         forward[tiles,](layer, bins_of(edges)[0], parts, maps, **constants)
     return depth, divergence, log_sum, slope, *parts[:3]
 
@@ -337,7 +337,7 @@ def dpm_backward(
     partial = depth.new_zeros(splits if needs_weight else 0, bins.count, layer.channels + 1)
 
     # Launch both backward kernels once per strip, i.e. per group of `strip` tiles.
-    with _on(features):
+    with _device_of(features):
         for first in range(0, tiles, strip):
             some = min(strip, tiles - first)
             needs = {"GRAD": needs_features, "KEEP": needs_weight}
@@ -382,7 +382,7 @@ def _(
     return features_grad, weight.new_empty(weight.shape), torch.empty_like(bias)
 
 
-def _keep(ctx, inputs: tuple, output: tuple) -> None:
+def _save_for_backward(ctx, inputs: tuple, output: tuple) -> None:
     """Saves the inputs and outputs of `dpm_forward` that its backward needs in `ctx`.
 
     Args:
@@ -403,7 +403,7 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
     Only the first three, features, weight and bias, are differentiable; the others get None.
 
     Args:
-        ctx: the autograd context, as `_keep` filled it.
+        ctx: the autograd context, as `_save_for_backward` filled it.
         depth_grad: (B, 1, h, w), gradient with respect to depth; None if the loss doesn't depend on
             it.
         divergence_grad: (B, 1, h, w), gradient with respect to divergence; None if the loss doesn't
@@ -431,7 +431,7 @@ def _gradients(ctx, depth_grad: Tensor | None, divergence_grad: Tensor | None, *
     return *needed, *[None] * 8
 
 
-dpm_forward.register_autograd(_gradients, setup_context=_keep)
+dpm_forward.register_autograd(_gradients, setup_context=_save_for_backward)
 
 
 def _flat_pixels(features: Tensor) -> Tensor:
@@ -456,7 +456,7 @@ def _flat_pixels(features: Tensor) -> Tensor:
     return features.contiguous()
 
 
-def _on(features: Tensor) -> contextlib.AbstractContextManager:
+def _device_of(features: Tensor) -> contextlib.AbstractContextManager:
     """Returns a context manager within which kernels are launched on the GPU of `features`."""
     return torch.cuda.device(features.device) if features.is_cuda else contextlib.nullcontext()
 

@@ -57,7 +57,7 @@ def forward(
         maps: a `Maps`: the results, which the kernel writes.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
@@ -120,16 +120,18 @@ def forward(
     tl.store(maps.depth + out, moment / total, mask=inside)
     tl.store(maps.log_sum + out, log_sum, mask=inside)
     if TARGET == "released":
-        divergence, slope = _published_divergence(
+        divergence, slope = _released_divergence(
             x, log_sum, cells, layer, bins, parts, BLOCK_P, BLOCK_K, N, BLOCK_C, PRECISION
         )
         tl.store(maps.slope + out, slope, mask=inside)
     elif TARGET != "none":
         divergence = (divergence + log_sum) * LN_2
     if TARGET != "none":
-        _, here, _, valid, _, _ = cells
+        _, inside_column, _, valid, _, _ = cells
         tl.store(
-            maps.divergence + out[:, None], tl.where(valid, divergence[:, None], 0.0), mask=here
+            maps.divergence + out[:, None],
+            tl.where(valid, divergence[:, None], 0.0),
+            mask=inside_column,
         )
 
 
@@ -165,7 +167,7 @@ def _add_block(
         BLOCK_K: K, number of bins of the block.
         N: number of components of each target distribution.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
@@ -193,7 +195,7 @@ def _add_block(
 
 
 @triton.jit
-def _published_divergence(
+def _released_divergence(
     x,
     log_sum,
     cells,

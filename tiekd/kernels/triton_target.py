@@ -31,9 +31,9 @@ from tiekd.kernels import target as definition
 # Number that is used in place of infinity, since inf - inf and 0 * inf would be NaN.
 BIG = tl.constexpr(1e30)
 REACH_SIGMAS = tl.constexpr(definition.REACH_SIGMAS)
-THRESHOLD = tl.constexpr(definition.PUBLISHED_THRESHOLD)
-FLOOR = tl.constexpr(definition.PUBLISHED_FLOOR)
-EPS = tl.constexpr(reference.PUBLISHED_EPS)
+THRESHOLD = tl.constexpr(definition.RELEASED_THRESHOLD)
+FLOOR = tl.constexpr(definition.RELEASED_FLOOR)
+EPS = tl.constexpr(reference.RELEASED_EPS)
 # Smallest log-probability whose exp() isn't 0 in float32, even with denormals. The divergence of
 # TIE-KD's released code leaves out bins with p = 0; comparing log-probabilities with this number
 # finds the same bins also where the GPU flushes denormals to 0.
@@ -125,7 +125,9 @@ def cell_parts(
         valid = d > 0 if d.shape[1] == 1 else (d > 0).any(1, keepdim=True)
         positions.append(_shifted_centre(d, s, edges) if target == "gaussian" else d)
         shares.append(
-            valid.float() if d.shape[1] == 1 else definition.shares(d, w, torch.float32) * valid
+            valid.float()
+            if d.shape[1] == 1
+            else definition.component_weights(d, w, torch.float32) * valid
         )
         counted = counted + valid
         if isinstance(s, Tensor):
@@ -133,22 +135,22 @@ def cell_parts(
     # Concatenate the components of the stride x stride image pixels that each pixel of the head's
     # output covers. The target distribution is the mean over the valid pixels, so each component's
     # weight is divided by their number.
-    position, share = _together(positions), _together(shares)
+    position, share = _concatenate(positions), _concatenate(shares)
     if stride > 1:
         share = share / counted.clamp_min(1).contiguous()
     if target == "released":
         spread = torch.empty_like(position)
         block = 128
         grid = (triton.cdiv(position.numel(), block),)
-        _published_normaliser[grid](
+        _released_normaliser[grid](
             position, spread, bins_of(edges)[0], sigma, position.numel(), block, 32
         )
     else:
-        spread = _together(spreads) if spreads else position.new_empty(0)
+        spread = _concatenate(spreads) if spreads else position.new_empty(0)
     return Parts(position, share, spread, 0.0 if isinstance(sigma, Tensor) else sigma)
 
 
-def _together(maps: list[Tensor]) -> Tensor:
+def _concatenate(maps: list[Tensor]) -> Tensor:
     """Concatenates n maps (B, M, h, w) to one contiguous tensor (B, n * M, h, w)."""
     return (maps[0] if len(maps) == 1 else torch.cat(maps, 1)).contiguous()
 
@@ -224,12 +226,12 @@ def series_pieces(sigma: float, widest: float) -> int:
 
 
 @triton.jit
-def _published_normaliser(
-    position, spread, bins, sigma, parts, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
+def _released_normaliser(
+    position, spread, bins, sigma, count, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     """Computes log sum_k exp(density_k), the log-normaliser of the target "released", a softmax.
 
-    The sum is over the bins k, and `published_density` gives the densities. Each program processes
+    The sum is over the bins k, and `released_density` gives the densities. Each program processes
     BLOCK of the depths, and loops over the bins.
 
     Args:
@@ -237,23 +239,23 @@ def _published_normaliser(
         spread: the log-normaliser of each depth, written by the kernel.
         bins: `Bins`, which has the centres of the bins.
         sigma: the target's standard deviation, metres.
-        parts: number of depths in `position`.
+        count: number of depths in `position`.
         BLOCK: number of depths per program.
         BLOCK_K: number of bins that are processed together; divides BINS_PADDED_TO.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    depth = tl.load(position + at, mask=at < parts, other=0.0)[:, None]
+    depth = tl.load(position + at, mask=at < count, other=0.0)[:, None]
     largest = tl.full((BLOCK,), -BIG, tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, bins.count, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)[None, :]
         density = tl.where(
-            k < bins.count, published_density(depth, sigma, tl.load(bins.centre + k)), -BIG
+            k < bins.count, released_density(depth, sigma, tl.load(bins.centre + k)), -BIG
         )
         new = tl.maximum(largest, tl.max(density, 1))
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(density - new[:, None]), 1)
         largest = new
-    tl.store(spread + at, largest + tl.log(total), mask=at < parts)
+    tl.store(spread + at, largest + tl.log(total), mask=at < count)
 
 
 @triton.jit
@@ -289,10 +291,10 @@ def _look_up(depth, means, centres, centre, count, nodes, STEPS: tl.constexpr, B
 
 
 @triton.jit
-def published_density(depth, sigma, centre):
+def released_density(depth, sigma, centre):
     """Returns Gaussians' densities at bin centres, with values below THRESHOLD replaced by FLOOR.
 
-    The target of TIE-KD's published code is the softmax of these values over the bins.
+    The target of TIE-KD's released code is the softmax of these values over the bins.
 
     Args:
         depth: (P, 1), the Gaussians' centres, metres.
@@ -308,7 +310,7 @@ def published_density(depth, sigma, centre):
 
 
 @triton.jit
-def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
+def load_cells(parts, at, inside, pixels, N: tl.constexpr, TARGET: tl.constexpr):
     """Loads the target distributions of P cells, i.e. of pixels of the head's output.
 
     A cell's distribution is a mixture of N parts. The result is the argument `cells` of other
@@ -317,24 +319,24 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
     Args:
         parts: `Parts` of all cells.
         at: (P, 1), index of each cell's part 0 in the arrays of `parts`.
-        here: (P, 1) bool, False for cells beyond the image's last pixel.
+        inside: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: number of cells of an image, which is the distance between a cell's parts in memory.
         N: number of parts of a cell.
         TARGET: kind of target distribution: "none", "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
 
     Returns:
-        (at, here, first, valid, low, high): `at` and `here` as given; position, share and spread of
-        part 0, (P, 1) each; (P, 1) bool, True for cells with a target; and the lower and upper end
-        of the range of depths, metres, that contains the mass of all these cells' distributions.
-        low > high if no cell has a target.
+        (at, inside, first, valid, low, high): `at` and `inside` as given; position, share and
+        spread of part 0, (P, 1) each; (P, 1) bool, True for cells with a target; and the lower and
+        upper end of the range of depths, metres, that contains the mass of all these cells'
+        distributions. low > high if no cell has a target.
     """
     low = tl.full(at.shape, BIG, tl.float32)
     high = -low
     total = tl.zeros(at.shape, tl.float32)
     first = (total, total, total)
     for n in tl.static_range(N):
-        part = _load_part(parts, n, at, here, pixels, TARGET)
+        part = _load_part(parts, n, at, inside, pixels, TARGET)
         if n == 0:
             first = part
         position, share, spread = part
@@ -347,35 +349,35 @@ def load_cells(parts, at, here, pixels, N: tl.constexpr, TARGET: tl.constexpr):
         low = tl.where(share > 0, tl.minimum(low, position - reach), low)
         high = tl.where(share > 0, tl.maximum(high, position + reach), high)
         total += share
-    return at, here, first, total > 0, tl.min(low), tl.max(high)
+    return at, inside, first, total > 0, tl.min(low), tl.max(high)
 
 
 @triton.jit
-def _load_part(parts, n, at, here, pixels, TARGET: tl.constexpr):
+def _load_part(parts, n, at, inside, pixels, TARGET: tl.constexpr):
     """Returns position, share and spread of component n of P cells' target distributions.
 
     Args:
         parts: `Parts` of all cells.
         n: index of the component.
         at: (P, 1), index of each cell's component 0 in the arrays of `parts`.
-        here: (P, 1) bool, False for cells beyond the image's last pixel.
+        inside: (P, 1) bool, False for cells beyond the image's last pixel.
         pixels: distance between a cell's components in memory.
         TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
 
     Returns:
         (position, share, spread), the attributes of `Parts`, (P, 1) each; spread has no meaning for
         "gaussian".
     """
-    position = tl.load(parts.position + at + n * pixels, mask=here, other=0.0)
+    position = tl.load(parts.position + at + n * pixels, mask=inside, other=0.0)
     spread = position
     if TARGET == "gaussian_map" or TARGET == "released":
         # Load another value than 0 beyond the image's last pixel: a sigma of 1, to avoid a division
         # by 0, or, for the target "released", a log-normaliser of BIG, which makes the mass 0.
         spread = tl.load(
-            parts.spread + at + n * pixels, mask=here, other=BIG if TARGET == "released" else 1.0
+            parts.spread + at + n * pixels, mask=inside, other=BIG if TARGET == "released" else 1.0
         )
-    return position, tl.load(parts.share + at + n * pixels, mask=here, other=0.0), spread
+    return position, tl.load(parts.share + at + n * pixels, mask=inside, other=0.0), spread
 
 
 @triton.jit
@@ -421,12 +423,12 @@ def target_mass(
         BLOCK_K: K, number of bins.
         N: number of components of each distribution.
         TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
-    at, here, first, _, low, _ = cells
+    at, inside, first, _, low, _ = cells
     if N == 1:
         # Use the component's mass as it is if there is only one, since its weight is 1 in every
         # valid distribution.
@@ -435,7 +437,7 @@ def target_mass(
     else:
         q = tl.zeros((at + k).shape, tl.float32)
         for n in range(N):
-            position, share, spread = _load_part(parts, n, at, here, pixels, TARGET)
+            position, share, spread = _load_part(parts, n, at, inside, pixels, TARGET)
             q += share * _mass(
                 position, spread, low, parts, bins, k, start, BLOCK_K, TARGET, PIECES, EVEN
             )
@@ -469,13 +471,13 @@ def _mass(
         start: index of the first bin.
         BLOCK_K: K, number of bins.
         TARGET: kind of target distribution: "gaussian", "gaussian_map" (sigma per pixel) or
-            "released" (that of TIE-KD's published code).
+            "released" (that of TIE-KD's released code).
         PIECES: number of equal pieces into which a bin is split to compute its target mass by a
             Taylor series (`series_pieces`); 0 to compute the mass by erfc.
         EVEN: True if all bins may use the first bin's width.
     """
     if TARGET == "released":
-        mass = tl.exp(published_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
+        mass = tl.exp(released_density(position, parts.sigma, tl.load(bins.centre + k)) - spread)
         mass = tl.where(k < bins.count, mass, 0.0)
     elif TARGET == "gaussian_map":
         mass = _mass_by_tails(position, spread, bins, k)

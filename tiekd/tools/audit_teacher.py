@@ -41,7 +41,7 @@ from tiekd.tools import audit_sigma
 from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, sources_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
-from tiekd.visualization.frame_pictures import growth
+from tiekd.visualization.frame_pictures import dilation_radius
 
 JSON = "audit.json"
 PICTURE = "audit.png"
@@ -188,7 +188,7 @@ def picture(observer: Observer, shown: Mapping[str, AuditFrame]) -> np.ndarray:
         batch = next(observer.batches(frame.index))
         depth = observer.depth(batch).numpy()
         truth = batch.depth[0, 0].cpu().numpy()
-        radius = growth(truth)
+        radius = dilation_radius(truth)
         cells = [
             pictures.denormalise(observer.image(batch).numpy()),
             pictures.colourise(depth, observer.max_depth_m),

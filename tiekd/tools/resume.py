@@ -68,7 +68,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
 
     # Train, since this process is a rank. Use the recipe and the engine config that the run saved,
     # and the current folder of the run's first start.
-    from tiekd.engine.config import read_engine_config, refill
+    from tiekd.engine.config import read_engine_config, reset_recipe_values
     from tiekd.training import run as training
 
     # Resolve the path before the current folder changes.
@@ -84,7 +84,9 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     engine_config = read_engine_config(args.deepspeed_config or saved_config)
     if not args.deepspeed_config:
         other_batch = any(override.startswith("train.batch_size=") for override in args.overrides)
-        engine_config = refill(engine_config, int(os.environ.get("WORLD_SIZE", 1)), other_batch)
+        engine_config = reset_recipe_values(
+            engine_config, int(os.environ.get("WORLD_SIZE", 1)), other_batch
+        )
     try:
         os.chdir(record.folder)
     except OSError as error:

@@ -161,7 +161,7 @@ def _to_be_asked(work_dir: Path, child: int) -> int:
         work_dir: the run's work dir.
         child: the process ID of the command that resumes the run.
     """
-    return workdir.main_rank_here(work_dir) or child
+    return workdir.pid_of_rank_0(work_dir) or child
 
 
 def _newest(work_dir: Path) -> int:

@@ -126,7 +126,7 @@ def set_layouts(
         raise found
     # Make every convolution in this process use the recorded memory layouts.
     record, lines = found
-    layouts.set_choices(record["choices"])
+    layouts.set_settings(record["choices"])
     return record, lines
 
 

@@ -112,7 +112,11 @@ def run(
     workdir.check_shared(work_dir)
     batches = parts.batches(state.total_iterations)
     log.open(work_dir, state.timestamp)
-    told = startup_log.first_lines(parts) + execution.about(parts.config.values, device) + laid_out
+    told = (
+        startup_log.first_lines(parts)
+        + execution.log_messages(parts.config.values, device)
+        + laid_out
+    )
     told += startup_log.resume_lines(resume_path, changed, verdict)
     for note in ranks + told + passed_over + parts.report + audited:
         log.info(note)

@@ -37,7 +37,7 @@ class Curve(NamedTuple):
     colour: Colour
 
 
-class Mark(NamedTuple):
+class VerticalLine(NamedTuple):
     """A dashed vertical line in a chart.
 
     Attributes:
@@ -62,7 +62,7 @@ class _Axes(NamedTuple):
     x_range: tuple[float, float]
     y_range: tuple[float, float]
 
-    def place(self, xs, ys) -> np.ndarray:
+    def to_pixels(self, xs, ys) -> np.ndarray:
         """Converts N points from axis values to pixel coordinates within the plot.
 
         Args:
@@ -89,7 +89,7 @@ def chart(
     size: tuple[int, int] = (600, 400),
     title: str = "",
     x_label: str = "",
-    marks: Sequence[Mark] = (),
+    lines: Sequence[VerticalLine] = (),
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
 ) -> np.ndarray:
@@ -100,7 +100,7 @@ def chart(
         size: (width, height) in pixels.
         title: The title; empty for none.
         x_label: Label of the x axis; empty for none.
-        marks: Vertical lines.
+        lines: Vertical lines.
         x_range: The values at the left and right end of the x axis; None to include all curves.
         y_range: The values at the bottom and top of the y axis; None to include all curves.
 
@@ -124,7 +124,7 @@ def chart(
     )
     # Draw the axes, then the curves over them.
     _draw_axes(draw, axes, fonts[1], y_ticks, x_label)
-    canvas.paste(_plot(canvas, axes, curves, marks), axes.box[:2])
+    canvas.paste(_plot(canvas, axes, curves, lines), axes.box[:2])
     draw.rectangle(axes.box, outline=_AXIS)
     return np.asarray(canvas)
 
@@ -159,19 +159,19 @@ def label(number: float) -> str:
 
 
 def legend(
-    draw, place: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
+    draw, position: tuple[float, float], font, colour: Colour, name: str, dashed: bool = False
 ) -> float:
     """Draws one legend entry, and returns the x coordinate in pixels at which the next one begins.
 
     Args:
         draw: Pillow's drawing object of the image.
-        place: (left, vertical centre) of the entry in pixels.
+        position: (left, vertical centre) of the entry in pixels.
         font: Font of the name.
         colour: RGB of the curve.
         name: Name of the curve.
-        dashed: True for a vertical line (`Mark`), which charts draw dashed.
+        dashed: True for a vertical line (`VerticalLine`), which charts draw dashed.
     """
-    left, middle = place
+    left, middle = position
     for x in range(0, 18, 6 if dashed else 18):
         draw.line(
             [(left + x, middle), (left + x + (3 if dashed else 18), middle)], fill=colour, width=2
@@ -184,7 +184,7 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
     left, top, right, bottom = axes.box
     draw.rectangle(axes.box, fill=_PLOT)
     x_ticks = ticks(*axes.x_range, max((right - left) // 70, 2))
-    for tick, (x, _) in zip(x_ticks, axes.place(x_ticks, [1.0] * len(x_ticks)), strict=True):
+    for tick, (x, _) in zip(x_ticks, axes.to_pixels(x_ticks, [1.0] * len(x_ticks)), strict=True):
         draw.line([(left + x, top), (left + x, bottom)], fill=_GRID)
         half = draw.textlength(label(tick), font=font) / 2
         draw.text(
@@ -194,32 +194,32 @@ def _draw_axes(draw, axes: _Axes, font, y_ticks: list[float], x_label: str) -> N
             fill=FAINT_INK,
             anchor="mt",
         )
-    for tick, (_, y) in zip(y_ticks, axes.place([0.0] * len(y_ticks), y_ticks), strict=True):
+    for tick, (_, y) in zip(y_ticks, axes.to_pixels([0.0] * len(y_ticks), y_ticks), strict=True):
         draw.line([(left, top + y), (right, top + y)], fill=_GRID)
         draw.text((left - 6, top + y), label(tick), font=font, fill=FAINT_INK, anchor="rm")
     draw.text(((left + right) / 2, bottom + 22), x_label, font=font, fill=FAINT_INK, anchor="mt")
 
 
 def _plot(
-    canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], marks: Sequence[Mark]
+    canvas: Image.Image, axes: _Axes, curves: Sequence[Curve], lines: Sequence[VerticalLine]
 ) -> Image.Image:
-    """Draws the antialiased curves and marks of a chart.
+    """Draws the antialiased curves and lines of a chart.
 
     Args:
         canvas: The chart's image, with the axes; it isn't changed.
         axes: The position of the plot in the image, and the value ranges.
         curves: The curves.
-        marks: The vertical lines.
+        lines: The vertical lines.
 
     Returns:
-        An image of the plot alone, i.e. of the rectangle `axes.box`, with curves and marks.
+        An image of the plot alone, i.e. of the rectangle `axes.box`, with curves and lines.
     """
     left, top, right, bottom = axes.box
     plot = canvas.crop(axes.box)
     large = plot.resize((plot.width * _SMOOTH, plot.height * _SMOOTH), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(large)
     for curve in curves:
-        points = axes.place(curve.xs, curve.ys) * _SMOOTH
+        points = axes.to_pixels(curve.xs, curve.ys) * _SMOOTH
         for part in _finite_parts(points):
             draw.line(
                 [tuple(point) for point in part],
@@ -231,10 +231,10 @@ def _plot(
             if len(points) <= _DOTS_UP_TO or len(part) == 1:
                 for x, y in part:
                     draw.ellipse([x - 8, y - 8, x + 8, y + 8], fill=curve.colour)
-    for mark in filter(lambda mark: math.isfinite(mark.x), marks):
-        ((x, _),) = axes.place([mark.x], [1.0]) * _SMOOTH
+    for line in filter(lambda line: math.isfinite(line.x), lines):
+        ((x, _),) = axes.to_pixels([line.x], [1.0]) * _SMOOTH
         for y in range(0, large.height, 10 * _SMOOTH):
-            draw.line([(x, y), (x, y + 6 * _SMOOTH)], fill=mark.colour, width=2 * _SMOOTH)
+            draw.line([(x, y), (x, y + 6 * _SMOOTH)], fill=line.colour, width=2 * _SMOOTH)
     return large.reduce(_SMOOTH)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tiekd.kernels.reference import cell_target
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.dpm import Dpm
-from tiekd.visualization.charts import Curve, Mark, chart, legend
+from tiekd.visualization.charts import Curve, VerticalLine, chart, legend
 from tiekd.visualization.pictures import BACKGROUND, FAINT_INK, INK, resized
 
 # Quantiles of a frame's depths at which pixels are chosen for the charts. Among the pixels whose
@@ -213,9 +213,9 @@ def distribution_panel(
 
 def _chart(number: int, pixel: Pixel) -> np.ndarray:
     expected = [float(p @ pixel.centres) for p in (pixel.target, pixel.student)]
-    marks = [Mark(expected[0], _TARGET), Mark(expected[1], _STUDENT)]
+    lines = [VerticalLine(expected[0], _TARGET), VerticalLine(expected[1], _STUDENT)]
     if pixel.truth:
-        marks.append(Mark(pixel.truth, _TRUTH))
+        lines.append(VerticalLine(pixel.truth, _TRUTH))
     truth = f"truth {pixel.truth:.2f}, " if pixel.truth else ""
     percents = pixel.target * 100, pixel.student * 100
     return chart(
@@ -225,8 +225,8 @@ def _chart(number: int, pixel: Pixel) -> np.ndarray:
             f"{number} {pixel.name}: {truth}target {expected[0]:.2f}, student {expected[1]:.2f} m"
         ),
         x_label="depth in metres; upwards % in each bin",
-        marks=marks,
-        x_range=_range(pixel, [mark.x for mark in marks]),
+        lines=lines,
+        x_range=_range(pixel, [line.x for line in lines]),
         y_range=(0.0, 1.08 * max(float(p.max()) for p in percents)),
     )
 

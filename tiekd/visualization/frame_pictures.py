@@ -67,15 +67,15 @@ class FramePictures:
         """
         image = at_own_size(batch.image, self.resize, tuple(batch.depth.shape[-2:]), smooth=True)
         images, truths, depths = (t.float().cpu().numpy() for t in (image, batch.depth, depth))
-        for place, index in enumerate(indices):
-            name = batch.names[place]
-            row = rows[place].tolist()
+        for position, index in enumerate(indices):
+            name = batch.names[position]
+            row = rows[position].tolist()
             figures = dict(zip(metrics.METRIC_NAMES, row, strict=True))
-            told = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
+            figures_text = ", ".join(f"{key} {figures[key]:.4f}" for key in _SHOWN)
             if figures["a1"] != figures["a1"]:
-                told = f"no {self.against} that counts"
-            maps = images[place], truths[place, 0], depths[place, 0]
-            drawn = frame_picture(*maps, self.max_depth, f"{name}   {told}", self.against)
+                figures_text = f"no {self.against} that counts"
+            maps = images[position], truths[position, 0], depths[position, 0]
+            drawn = frame_picture(*maps, self.max_depth, f"{name}   {figures_text}", self.against)
             write_image(self.folder / f"{index:0{self.digits}d}_{joined_name(name)}", drawn)
 
 
@@ -100,7 +100,7 @@ def frame_picture(
     Returns:
         (height, width, 3) uint8.
     """
-    radius = growth(truth)
+    radius = dilation_radius(truth)
     max_error = max_depth * _LARGEST_ERROR
     measured = pictures.colourise(pictures.dilate(truth, radius), max_depth)
     error = pictures.error_map(depth, truth, max_error, radius)
@@ -120,7 +120,7 @@ def frame_picture(
     return np.concatenate([_captioned(halves[0], caption), *halves])
 
 
-def growth(truth: np.ndarray) -> int:
+def dilation_radius(truth: np.ndarray) -> int:
     """Returns the number of pixels by which measured points are dilated to be visible.
 
     Args:

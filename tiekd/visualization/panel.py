@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from tiekd.data.image_io import write_image
 from tiekd.data.sample import in_grey_levels
 from tiekd.visualization import pictures
-from tiekd.visualization.frame_pictures import growth
+from tiekd.visualization.frame_pictures import dilation_radius
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def write_panel(
         # Choose evenly spaced frames, the same frames in every call.
         sample = in_grey_levels(frames[row * len(frames) // min(num_rows, len(frames))])
         truth = sample.depth[0].numpy()
-        radius = growth(truth)
+        radius = dilation_radius(truth)
         depths = [
             predict(sample.image[None], device, sample.intrinsics[None])[0, 0].cpu().numpy()
             for predict in predictors.values()

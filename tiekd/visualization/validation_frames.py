@@ -88,7 +88,7 @@ class ShownFrames:
         found = []
         for image, truth, teacher, focal in self._kept:
             image = image.to(self.device)
-            found += views(self.network, image, truth, teacher, explained=1, focal=focal)
+            found += views(self.network, image, truth, teacher, num_with_pixels=1, focal=focal)
         return found
 
     def errors_by_range(self, shown: Sequence[View]) -> dict[str, np.ndarray]:

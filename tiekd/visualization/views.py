@@ -1,11 +1,11 @@
 """Computes views: all data of a frame, on the host, from which its images are drawn.
 
-A view has a frame's image, its depth maps, the student's entropy, and explained pixels, i.e. pixels
-whose distributions are drawn. `views` runs a student in eval mode on a few images, on the calling
-rank only. It doesn't change the network's running statistics, random number generators or
-gradients. The cost is a forward pass of those images, and memory for up to 20,000 distributions of
-a DPM head (21 MB for 257 bins). Left out: the entropy of heads with adaptive bins, i.e. bins that
-depend on the image.
+A view has a frame's image, its depth maps, the student's entropy, and some pixels with their
+distributions, of which charts are drawn. `views` runs a student in eval mode on a few images, on
+the calling rank only. It doesn't change the network's running statistics, random number generators
+or gradients. The cost is a forward pass of those images, and memory for up to 20,000 distributions
+of a DPM head (21 MB for 257 bins). Left out: the entropy of heads with adaptive bins, i.e. bins
+that depend on the image.
 """
 
 import math
@@ -40,8 +40,8 @@ class View(NamedTuple):
         entropy: (h, w) entropies in nats of the student's distributions at evenly spaced pixels of
             the head's output; None unless the head is a DPM head.
         max_entropy: Entropy of a uniform distribution in nats; None unless the head is a DPM head.
-        pixels: Some pixels with their target and student distributions, of which the function `why`
-            draws charts; empty if there are none.
+        pixels: Some pixels with their target and student distributions, of which the function
+            `draw_distributions` draws charts; empty if there are none.
     """
 
     image: np.ndarray
@@ -59,7 +59,7 @@ def views(
     images: Tensor,
     truths: Tensor,
     teachers: Tensor | None,
-    explained: int,
+    num_with_pixels: int,
     focal: Tensor | None = None,
 ) -> list[View]:
     """Predicts images with the student, and returns a View of each image.
@@ -70,8 +70,8 @@ def views(
         truths: (B, 1, H, W), measured depth in metres, 0 where unknown.
         teachers: (B, 1, H, W), the teacher's depth in metres, 0 where unknown; None if there is no
             teacher.
-        explained: The number of views, counted from the first, that get some pixels with their
-            distributions (`View.pixels`).
+        num_with_pixels: The number of views, counted from the first, that get some pixels with
+            their distributions (`View.pixels`).
         focal: (B,) focal length of each image in pixels of `images`, for a network with a canonical
             camera, whose pixels' distributions are over canonical depth; None for other networks.
 
@@ -103,7 +103,7 @@ def views(
                     "entropy": _entropy(student.head, one),
                     "max_entropy": math.log(len(student.head.bias)),
                 }
-                if i < explained:
+                if i < num_with_pixels:
                     scale = 1.0
                     if student.canonical is not None:
                         scale = student.canonical.focal / float(focal[i])
@@ -135,7 +135,10 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
         (height, width, 3) uint8.
     """
     max_error = max_depth / 10
-    cells = {"image": view.image, "ground truth": pictures.colourise(grown(view.truth), max_depth)}
+    cells = {
+        "image": view.image,
+        "ground truth": pictures.colourise(dilated(view.truth), max_depth),
+    }
     if view.teacher is not None:
         cells["teacher"] = pictures.colourise(view.teacher, max_depth)
     cells["student"] = pictures.colourise(view.student, max_depth)
@@ -150,7 +153,7 @@ def overview(view: View, max_depth: float, against: str) -> np.ndarray:
     return pictures.sheet(cells, max_depth, max_error, view.max_entropy, _CELL_WIDTH)
 
 
-def why(view: View, max_depth: float) -> np.ndarray | None:
+def draw_distributions(view: View, max_depth: float) -> np.ndarray | None:
     """Draws charts of the target's and the student's distributions at some pixels of a view.
 
     Args:
@@ -163,7 +166,7 @@ def why(view: View, max_depth: float) -> np.ndarray | None:
     if not view.pixels:
         return None
     target_name = "ground truth" if view.teacher is None else "teacher"
-    target = grown(view.truth) if view.teacher is None else view.teacher
+    target = dilated(view.truth) if view.teacher is None else view.teacher
     shown = {
         "image": view.image,
         target_name: pictures.colourise(target, max_depth),
@@ -172,7 +175,7 @@ def why(view: View, max_depth: float) -> np.ndarray | None:
     return distribution_panel(shown, list(view.pixels), target_name)
 
 
-def grown(truth: np.ndarray) -> np.ndarray:
+def dilated(truth: np.ndarray) -> np.ndarray:
     """Dilates sparse measured depth so that its points are visible in a panel.
 
     Args:

@@ -203,8 +203,8 @@ def _cause(error: Exception, path: Path) -> str:
     if "ulimit -f" in cause:
         return cause
     # Replace the text of a RuntimeError of torch's writer, which wouldn't help a user.
-    told = cause if isinstance(error, OSError) else "it could not be written whole"
-    return f"{told}{_free(path.parent)}"
+    reason = cause if isinstance(error, OSError) else "the file could be written only in part"
+    return f"{reason}{_free(path.parent)}"
 
 
 def _free(folder: Path) -> str:

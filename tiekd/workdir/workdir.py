@@ -189,7 +189,7 @@ def is_in_use(work_dir: Path) -> bool:
     return in_use
 
 
-def main_rank_here(work_dir: Path) -> int | None:
+def pid_of_rank_0(work_dir: Path) -> int | None:
     """Returns the process ID of a run's rank 0, if that process is alive on this machine.
 
     Args:
@@ -204,8 +204,8 @@ def main_rank_here(work_dir: Path) -> int | None:
         owner = re.match(r"process (\d+) on (\S+),", (work_dir / LOCK).read_text())
     except OSError:
         return None
-    here = owner is not None and owner[2] == socket.gethostname() and is_in_use(work_dir)
-    return int(owner[1]) if here else None
+    is_alive_here = owner is not None and owner[2] == socket.gethostname() and is_in_use(work_dir)
+    return int(owner[1]) if is_alive_here else None
 
 
 def check(work_dir: Path, recipe_path: Path, resuming: bool) -> None:
@@ -313,7 +313,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         b = new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += differences(a, b, f"{prefix}{key}.")
-        elif key in ("teachers", "data") and _are_as_many(a, b):
+        elif key in ("teachers", "data") and _are_equally_long(a, b):
             for place, (one, other) in enumerate(zip(a, b, strict=True)):
                 changed += differences(one, other, f"{prefix}{key}[{place}].")
         elif a != b:
@@ -321,7 +321,7 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return changed
 
 
-def _are_as_many(old: object, new: object) -> bool:
+def _are_equally_long(old: object, new: object) -> bool:
     """Returns True if both values are lists of dicts, with the same number of dicts.
 
     Args:
@@ -366,7 +366,7 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
     # their rank was killed.
     file = (work_dir / LOCK).open("a+", encoding="utf-8")
     end = time.monotonic() + wait_s
-    told = False
+    is_announced = False
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -384,9 +384,9 @@ def _lock(work_dir: Path, wait_s: float) -> str | None:
                 f"{work_dir} is in use by {owner}; wait until it has ended, end it, or give "
                 "another --work-dir"
             )
-        if not told:
+        if not is_announced:
             sys.stderr.write(f"tiekd: waiting for {owner} to leave {work_dir}\n")
-            told = True
+            is_announced = True
         time.sleep(0.2)
     # Write the owner's name into the lock file, for other runs' messages. The lock itself is held
     # by the kernel and doesn't depend on this text.

@@ -20,7 +20,8 @@ from tiekd.training.hook import Hook
 ROOT = Path(__file__).parents[3] / "tiekd"
 # Functions that may read values, because these are on the host anyway: the ranks' answers, and code
 # that runs on CPUs only.
-ON_HOST = {("training/hooks/preemption.py", "_finish_reduction"), ("kernels/cells.py", "of")}
+ON_HOST = {("training/hooks/preemption.py", "_finish_reduction")}
+ON_HOST |= {("kernels/targets_by_rows.py", "target_of_rows")}
 ON_HOST |= {("kernels/target.py", "_check_local_sigma")}
 ON_HOST |= {("data/augment/resample.py", "resample")}
 NEED_VALUES = {

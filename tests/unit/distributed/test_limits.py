@@ -60,11 +60,11 @@ FILES = (
         (lambda: {}["key"], None),
     ],
 )
-def test_lacking_finds_cause_in_exception_chain(fail, told):
-    """`lacking` names the exhausted resource of an error or of its cause, else None."""
+def test_exhausted_resource_message_finds_cause_in_exception_chain(fail, told):
+    """The message names the exhausted resource of an error or of its cause; else it is None."""
     with pytest.raises(Exception) as error:  # noqa: B017, PT011 - of any kind
         fail()
-    found = limits.lacking(error.value)
+    found = limits.exhausted_resource_message(error.value)
     assert found is None if told is None else found.startswith(told)
 
 
@@ -86,7 +86,10 @@ def test_entrypoint_lacking_resource_is_one_line(capsys, monkeypatch):
             errno.EIO,
             "LaunchError: a file: Input/output error; the disk, or the connection to it, fails",
         ),
-        (errno.ESTALE, "LaunchError: a file: Stale file handle; the network's disk has lost it"),
+        (
+            errno.ESTALE,
+            "LaunchError: a file: Stale file handle; the network file system no longer has it",
+        ),
     ],
 )
 def test_entrypoint_disk_error_is_one_line(number, told, capsys, monkeypatch):

@@ -115,13 +115,13 @@ def test_student_rejects_invalid_image(checkpoint, image):
 @pytest.fixture
 def seen(monkeypatch):
     """The sizes that networks see, in order."""
-    sizes, read = [], Student.read
+    sizes, original = [], Student.predict_resized
 
     def spying(self, pixels, *arguments, **options):
         sizes.append(tuple(pixels.shape[2:]))
-        return read(self, pixels, *arguments, **options)
+        return original(self, pixels, *arguments, **options)
 
-    monkeypatch.setattr(Student, "read", spying)
+    monkeypatch.setattr(Student, "predict_resized", spying)
     return sizes
 
 
@@ -206,7 +206,7 @@ def test_student_sharp_readouts_add_no_depths(network, resize):
         student = Student(network, "cpu", readout, resize)
         depth = student.predict(image).depth
         assert depth.shape == (1, 1, 61, 47)
-        cells = student.read(network_input(image, resize)).depth
+        cells = student.predict_resized(network_input(image, resize)).depth
         assert torch.isin(depth, cells).all()
         if readout == "mode":
             assert (depth[..., None] - centres).abs().amin(-1).max() < 1e-4
@@ -243,7 +243,10 @@ def test_student_confidence_keeps_depth(checkpoint, photo):
     pixels = torch.from_numpy(photo).permute(2, 0, 1)[None]
     for name in ("mean", "local"):
         student = tiekd.load_student(checkpoint, readout=name)
-        plain, sure = student.read(pixels), student.read(pixels, with_confidence=True)
+        plain, sure = (
+            student.predict_resized(pixels),
+            student.predict_resized(pixels, with_confidence=True),
+        )
         assert plain.confidence is None
         assert torch.equal(plain.depth, sure.depth)
         assert sure.confidence.shape == (1, 1, 37, 50)
@@ -284,7 +287,7 @@ def test_load_student_sigmoid_head_allows_mean_only(tmp_path, photo):
     ):
         tiekd.load_student(tmp_path / "w.pth", readout="local")
     with pytest.raises(RecipeError, match="confidence: asked for, but this network's head"):
-        student.read(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), with_confidence=True)
+        student.predict_resized(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), with_confidence=True)
     with pytest.raises(RecipeError, match="confidence: asked for, but this network's head"):
         student(photo, confidence=True)
     with pytest.raises(RecipeError, match="got 'median'; allowed: mean, mode, local"):

@@ -139,7 +139,7 @@ def test_chunked_features_of_any_memory_layout():
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_chunked_any_number_of_threads(monkeypatch, threads):
     """With 1, 2 or 3 threads the results equal the reference."""
-    monkeypatch.setattr(in_threads, "count", lambda: threads)
+    monkeypatch.setattr(in_threads, "num_threads", lambda: threads)
     parameters, edges, depth = case()
     got, wanted = (
         values_and_gradients(dpm, parameters, edges, depth, 0.8)
@@ -269,7 +269,7 @@ def test_chunked_weights_freed_before_backward():
 
 def test_chunked_never_makes_full_size_tensor(monkeypatch):
     """No tensor is larger than the features, so none holds an image by all bins."""
-    monkeypatch.setattr(in_threads, "count", lambda: 1)  # the watch sees its own thread only
+    monkeypatch.setattr(in_threads, "num_threads", lambda: 1)  # the watch sees its own thread only
     (features, weight, bias), edges, depth = case()
     parameters = [t.detach().requires_grad_() for t in (features[:, :2], weight[:, :2], bias)]
     largest = 0

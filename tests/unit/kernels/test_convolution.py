@@ -18,7 +18,7 @@ LAST = torch.channels_last
 @pytest.fixture(autouse=True)
 def given_back():
     yield
-    layouts.set_choices(None)
+    layouts.set_settings(None)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_conv2d_products_change_weight_gradient_only(bias):
     torch.manual_seed(0)
     conv = Conv2d(8, 6, 3, padding=1, bias=bias)
     x = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
-    layouts.set_choices(layouts.of_isa("avx512"))
+    layouts.set_settings(layouts.of_isa("avx512"))
     usual = outcome(conv, x)
-    layouts.set_choices(layouts.of_isa("avx2"))
+    layouts.set_settings(layouts.of_isa("avx2"))
     ours = outcome(conv, x)
     assert torch.equal(ours[0], usual[0])
     assert torch.equal(ours[1], usual[1])
@@ -78,7 +78,7 @@ def test_conv2d_products_only_where_table_says(monkeypatch):
     monkeypatch.setattr(
         convolution, "weight_gradient", lambda x, grad: taken.append(1) or x.new_zeros(6, 8, 3, 3)
     )
-    layouts.set_choices(layouts.of_isa("avx2"))
+    layouts.set_settings(layouts.of_isa("avx2"))
     large = torch.randn(2, 8, 15, 17).contiguous(memory_format=LAST)
     plain = {"kernel_size": 3, "padding": 1}
     others = [
@@ -98,10 +98,10 @@ def test_conv2d_products_only_where_table_says(monkeypatch):
     with torch.no_grad():
         Conv2d(8, 6, **plain)(large)
     for isa in ("avx512_bf16", "avx512", "other"):
-        layouts.set_choices(layouts.of_isa(isa))
+        layouts.set_settings(layouts.of_isa(isa))
         Conv2d(8, 6, **plain)(large).sum().backward()
     assert not taken
-    layouts.set_choices(layouts.of_isa("avx2"))
+    layouts.set_settings(layouts.of_isa("avx2"))
     Conv2d(8, 6, **plain)(large).sum().backward()
     assert taken == [1]
 
@@ -132,7 +132,7 @@ def test_compute_in_fp32_results_are_bf16_rounded(isa, kind, layout):
     if kind != "autocast":
         net, x = net.bfloat16(), x.bfloat16()
     ours = copy.deepcopy(net)
-    layouts.set_choices(layouts.of_isa(isa))
+    layouts.set_settings(layouts.of_isa(isa))
     compute_in_fp32(ours)
     assert ours.state_dict().keys() == net.state_dict().keys()
     ours = copy.deepcopy(ours)
@@ -178,11 +178,11 @@ def test_compute_in_fp32_saves_bf16_tensors(monkeypatch):
 )
 def test_prepare_bf16_follows_layouts_table(isa, config, patched):
     """A bf16 config is computed in fp32, and logged so, where the table says it."""
-    layouts.set_choices(layouts.of_isa(isa))
+    layouts.set_settings(layouts.of_isa(isa))
     net = network()
     execution.prepare(net, config)
     assert all(("_conv_forward" in vars(module)) is patched for module in net)
-    lines = execution.about(config, torch.device("cpu"))
+    lines = execution.log_messages(config, torch.device("cpu"))
     assert len(lines) == patched
     assert all("bf16 convolutions are computed in fp32" in line for line in lines)
-    assert execution.about(config, torch.device("cuda")) == []
+    assert execution.log_messages(config, torch.device("cuda")) == []

@@ -19,24 +19,24 @@ TRAINING, FORWARD, SMALL, ANY = (
     layouts.SMALL,
     layouts.ANY,
 )
-LAST, PRODUCTS, AS_IT_COMES = layouts.CHANNELS_LAST, layouts.PRODUCTS, layouts.AS_IT_COMES
+LAST, PRODUCTS, KEEP_LAYOUT = layouts.CHANNELS_LAST, layouts.PRODUCTS, layouts.KEEP_LAYOUT
 
 ROWS = [
     ("avx512_bf16", TRAINING, "fp32", LAST),
     ("avx512_bf16", FORWARD, "fp32", LAST),
-    ("avx512_bf16", SMALL, "fp32", AS_IT_COMES),
+    ("avx512_bf16", SMALL, "fp32", KEEP_LAYOUT),
     ("avx512_bf16", ANY, "bf16", "native"),
     ("avx512", TRAINING, "fp32", LAST),
     ("avx512", FORWARD, "fp32", LAST),
-    ("avx512", SMALL, "fp32", AS_IT_COMES),
+    ("avx512", SMALL, "fp32", KEEP_LAYOUT),
     ("avx512", ANY, "bf16", "computed in fp32"),
     ("avx2", TRAINING, "fp32", PRODUCTS),
     ("avx2", FORWARD, "fp32", LAST),
-    ("avx2", SMALL, "fp32", AS_IT_COMES),
+    ("avx2", SMALL, "fp32", KEEP_LAYOUT),
     ("avx2", ANY, "bf16", "computed in fp32"),
-    ("other", TRAINING, "fp32", AS_IT_COMES),
-    ("other", FORWARD, "fp32", AS_IT_COMES),
-    ("other", SMALL, "fp32", AS_IT_COMES),
+    ("other", TRAINING, "fp32", KEEP_LAYOUT),
+    ("other", FORWARD, "fp32", KEEP_LAYOUT),
+    ("other", SMALL, "fp32", KEEP_LAYOUT),
     ("other", ANY, "bf16", "native"),
 ]
 
@@ -44,7 +44,7 @@ ROWS = [
 @pytest.fixture(autouse=True)
 def given_back():
     yield
-    layouts.set_choices(None)
+    layouts.set_settings(None)
 
 
 def on(
@@ -62,19 +62,19 @@ def on(
     monkeypatch.setattr(layouts, "_cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", onednn)
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", older)
-    layouts.set_choices(None)
+    layouts.set_settings(None)
     return layouts.isa()
 
 
-@pytest.mark.parametrize(("isa", "shape_class", "dtype", "choice"), ROWS)
-def test_choice_equals_table_row(isa, shape_class, dtype, choice, monkeypatch):
+@pytest.mark.parametrize(("isa", "shape_class", "dtype", "setting"), ROWS)
+def test_setting_equals_table_row(isa, shape_class, dtype, setting, monkeypatch):
     """A CPU's flags give its instruction set, and the table its layout."""
     capability = {"avx512_bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2", "other": "DEFAULT"}[
         isa
     ]
     flags = "avx2 avx512f" + (" avx512_bf16" if isa == "avx512_bf16" else "")
     assert on(monkeypatch, capability, flags) == isa
-    assert layouts.choice(shape_class, dtype) == choice
+    assert layouts.setting(shape_class, dtype) == setting
 
 
 def test_table_has_exactly_these_rows():
@@ -84,12 +84,12 @@ def test_table_has_exactly_these_rows():
 
 
 @pytest.mark.parametrize(
-    ("isa", "shape_class", "choice"),
-    [(isa, shape_class, choice) for isa, shape_class, dtype, choice in ROWS if dtype == "fp32"],
+    ("isa", "shape_class", "setting"),
+    [(isa, shape_class, setting) for isa, shape_class, dtype, setting in ROWS if dtype == "fp32"],
 )
-def test_decoder_block_follows_table_row(isa, shape_class, choice, monkeypatch):
+def test_decoder_block_follows_table_row(isa, shape_class, setting, monkeypatch):
     """A decoder block uses the layout and weight gradient that its table row names."""
-    layouts.set_choices(layouts.of_isa(isa))
+    layouts.set_settings(layouts.of_isa(isa))
     seen, products = [], []
     usual = convolution.weight_gradient
     monkeypatch.setattr(
@@ -107,11 +107,11 @@ def test_decoder_block_follows_table_row(isa, shape_class, choice, monkeypatch):
     images, size = (1, (2, 3)) if shape_class == SMALL else (2, (15, 17))
     with torch.set_grad_enabled(shape_class != FORWARD):
         y = block(torch.randn(images, 8, 2, 3), size)
-    assert seen == [choice == AS_IT_COMES] * 2
-    assert y.is_contiguous(memory_format=torch.channels_last) is (choice != AS_IT_COMES)
+    assert seen == [setting == KEEP_LAYOUT] * 2
+    assert y.is_contiguous(memory_format=torch.channels_last) is (setting != KEEP_LAYOUT)
     if y.requires_grad:
         y.sum().backward()
-    assert len(products) == (2 if choice == PRODUCTS else 0), "both convolutions' weight gradients"
+    assert len(products) == (2 if setting == PRODUCTS else 0), "both convolutions' weight gradients"
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_take_layouts_resume_keeps_those_of_start(tmp_path, monkeypatch):
     assert resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3") == (record, [])
 
     assert on(monkeypatch, "AVX512") == "avx512_bf16"
-    assert layouts.choice(TRAINING, "fp32") == LAST
+    assert layouts.setting(TRAINING, "fp32") == LAST
     again, lines = resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
     assert again == record
-    assert layouts.choice(TRAINING, "fp32") == PRODUCTS
+    assert layouts.setting(TRAINING, "fp32") == PRODUCTS
     assert len(lines) == 1
     assert "started on a CPU with avx2, this one has avx512_bf16" in lines[0]
     assert "a new run would take others here" in lines[0]
@@ -169,15 +169,15 @@ def test_take_layouts_resume_keeps_those_of_start(tmp_path, monkeypatch):
     )
     # A run that begins in the same folder takes this CPU's.
     assert resume.set_layouts(tmp_path, CPU, None)[0]["isa"] == "avx512_bf16"
-    assert layouts.choice(TRAINING, "fp32") == LAST
+    assert layouts.setting(TRAINING, "fp32") == LAST
 
 
 def test_take_layouts_record_overrides_table(tmp_path):
-    """On resume the recorded choices are used even if the table has changed."""
-    choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": AS_IT_COMES}
+    """On resume the recorded settings are used even if the table has changed."""
+    choices = layouts.of_isa("avx2") | {f"{TRAINING}, fp32": KEEP_LAYOUT}
     layouts.write(tmp_path, {"isa": "avx2", "choices": choices})
     resume.set_layouts(tmp_path, CPU, tmp_path / "checkpoints" / "iter_3")
-    assert layouts.choice(TRAINING, "fp32") == AS_IT_COMES
+    assert layouts.setting(TRAINING, "fp32") == KEEP_LAYOUT
 
 
 def test_take_layouts_same_choices_logs_rounding(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tiekd.kernels import cells, ragged
+from tiekd.kernels import ragged, targets_by_rows
 from tiekd.kernels.target import bin_edges, gaussian_target, shifted_centre
 
 EDGES = bin_edges(80, 1e-3, 80.0).double()
@@ -31,17 +31,17 @@ def test_ragged_windows_hold_the_gaussians_mass():
 
 @pytest.mark.parametrize("components", [1, 2])
 def test_ragged_target_equals_dense(monkeypatch, components):
-    """Entropy, expectation and gradient of a part of the cells are the dense target's."""
+    """Entropy, expectation and gradient of some of the cells are the dense target's."""
     depth, sigma = (torch.cat([t, t.flip(2)][:components], 1) for t in maps())
     arguments = depth, sigma, None, EDGES, "gaussian", "clamp", 1
-    sparse = cells.Cells(*arguments).of(0, slice(1, 4))
+    sparse = targets_by_rows.CellTargets(*arguments).target_of_rows(0, slice(1, 4))
     assert isinstance(sparse, ragged.RaggedTarget)
-    monkeypatch.setattr(cells, "DENSE_FROM", 0.0)
-    dense = cells.Cells(*arguments).of(0, slice(1, 4))
+    monkeypatch.setattr(targets_by_rows, "DENSE_FROM", 0.0)
+    dense = targets_by_rows.CellTargets(*arguments).target_of_rows(0, slice(1, 4))
     assert dense.bins is None
     values = torch.randn(80, 20, generator=torch.Generator().manual_seed(1)).double()
     results = []
-    for q in (sparse.part(slice(12, 32)), dense.part(slice(12, 32))):
+    for q in (sparse.select_cells(slice(12, 32)), dense.select_cells(slice(12, 32))):
         changed = values.clone()
         entropy, expectation = q.minus_entropy(80), q.expectation(values)
         q.add_to(changed, values[0])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tiekd.visualization.charts import Curve, Mark, chart, label, ticks
+from tiekd.visualization.charts import Curve, VerticalLine, chart, label, ticks
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)
 
@@ -58,15 +58,19 @@ def test_chart_nonfinite_values_leave_gap():
     assert np.diff(columns).max() > 100  # a third of the width is free
     nothing = [Curve([1, 2], [np.nan, np.nan], RED), Curve([], [], GREEN)]
     assert np.array_equal(
-        chart(nothing, marks=[Mark(np.nan, RED)], x_range=(0, 1)), chart([], x_range=(0, 1))
+        chart(nothing, lines=[VerticalLine(np.nan, RED)], x_range=(0, 1)), chart([], x_range=(0, 1))
     )
 
 
 def test_chart_mark_is_vertical_at_value():
     """A mark is a dashed vertical line at its value."""
-    image = chart([], (400, 300), marks=[Mark(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
+    image = chart([], (400, 300), lines=[VerticalLine(5.0, RED)], x_range=(0, 10), y_range=(0, 1))
     ends = chart(
-        [], (400, 300), marks=[Mark(2.5, RED), Mark(7.5, GREEN)], x_range=(0, 10), y_range=(0, 1)
+        [],
+        (400, 300),
+        lines=[VerticalLine(2.5, RED), VerticalLine(7.5, GREEN)],
+        x_range=(0, 10),
+        y_range=(0, 1),
     )
     column = places(image, RED)[:, 1]
     middle = (places(ends, RED)[:, 1].mean() + places(ends, GREEN)[:, 1].mean()) / 2

@@ -10,7 +10,7 @@ from support.noise_frames import CPU, Frames, protocol
 
 from tiekd.evaluation.evaluate import evaluate
 from tiekd.visualization import pictures
-from tiekd.visualization.frame_pictures import FramePictures, frame_picture, growth
+from tiekd.visualization.frame_pictures import FramePictures, dilation_radius, frame_picture
 
 
 def test_frame_pictures_writes_file_per_frame(tmp_path):
@@ -33,8 +33,8 @@ def test_growth_only_for_sparse_depth():
     """Dense depth isn't dilated, and sparse depth is."""
     dense, sparse = np.full((20, 30), 10.0), np.zeros((20, 30))
     sparse[::5, ::5] = 10
-    assert growth(dense) == 0
-    assert growth(sparse) == 1
+    assert dilation_radius(dense) == 0
+    assert dilation_radius(sparse) == 1
 
 
 def test_frame_picture_has_four_parts():

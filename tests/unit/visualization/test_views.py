@@ -7,7 +7,7 @@ from torch import nn
 from tiekd.models.heads.dpm import Dpm, DpmOptions
 from tiekd.models.network import Network
 from tiekd.visualization.pictures import UNKNOWN
-from tiekd.visualization.views import overview, views, why
+from tiekd.visualization.views import draw_distributions, overview, views
 
 
 class Pass(nn.Module):
@@ -32,7 +32,7 @@ def test_views_have_depth_and_entropy():
     """Views hold depths and entropy, explain the first only and restore training mode."""
     network, (images, depths) = make_network().train(), frames()
     truths = depths * (torch.rand(depths.shape) < 0.1)
-    shown = views(network, images, truths, depths, explained=1)
+    shown = views(network, images, truths, depths, num_with_pixels=1)
     assert network.training
     with torch.no_grad():
         expected = network.eval()(images).depth
@@ -50,7 +50,7 @@ def test_views_have_depth_and_entropy():
 def test_views_subsample_large_entropy():
     """The entropy of a large image is computed on every second pixel."""
     network, images = make_network(), torch.randn(1, 3, 200, 300)
-    (view,) = views(network, images, torch.ones(1, 1, 200, 300), None, explained=0)
+    (view,) = views(network, images, torch.ones(1, 1, 200, 300), None, num_with_pixels=0)
     p = network.head.probabilities(images[:, :, ::2, ::2]).double()
     assert view.entropy.shape == (100, 150)
     assert view.teacher is None
@@ -60,11 +60,13 @@ def test_views_subsample_large_entropy():
 def test_views_of_given_depths():
     """Given depths need no network and have no entropy; NaN teacher depth becomes 0."""
     images, depths = frames()
-    (view, _) = views(depths.half(), images, depths, depths.clone().fill_(torch.nan), explained=2)
+    (view, _) = views(
+        depths.half(), images, depths, depths.clone().fill_(torch.nan), num_with_pixels=2
+    )
     assert view.entropy is None
     assert view.pixels == ()
     assert (view.teacher == 0).all()
-    assert why(view, 10.0) is None
+    assert draw_distributions(view, 10.0) is None
 
 
 def test_overview_points_and_error_reference():
@@ -72,7 +74,7 @@ def test_overview_points_and_error_reference():
     network, (images, depths) = make_network(), frames(1)
     truth = torch.zeros_like(depths)
     truth[0, 0, 12, 24] = 5.0
-    (view,) = views(network, images, truth, depths, explained=0)
+    (view,) = views(network, images, truth, depths, num_with_pixels=0)
 
     def known(against, line, column):  # of a cell of 400x200 pixels, the share that has a colour
         top, left = 38 + line * 230, 14 + column * 406
@@ -94,9 +96,9 @@ def test_overview_points_and_error_reference():
 
 
 def test_why_without_teacher_uses_truth():
-    """Without a teacher the explained target is the ground truth."""
+    """Without a teacher the drawn target is the ground truth."""
     network, (images, depths) = make_network(), frames(1)
-    (view,) = views(network, images, depths, None, explained=1)
-    assert why(view, 10.0).shape[2] == 3
+    (view,) = views(network, images, depths, None, num_with_pixels=1)
+    assert draw_distributions(view, 10.0).shape[2] == 3
     for pixel in view.pixels:
         assert abs(pixel.target @ pixel.centres - view.truth[pixel.row, pixel.column]) < 0.02

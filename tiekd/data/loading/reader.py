@@ -93,7 +93,7 @@ class BatchReader:
         except UserError as error:
             # Report that memory or file descriptors ran out, if so, instead of an error of the
             # file, which may be intact.
-            told = limits.lacking(error)
+            told = limits.exhausted_resource_message(error)
             if told is None:
                 return error
             return LaunchError(f"{error}: {told}, or set a smaller data.workers")
@@ -205,7 +205,7 @@ class BatchReader:
             try:
                 return self._sample(epoch, index, replacements.at(step))
             except DataError as error:
-                if limits.lacking(error):
+                if limits.exhausted_resource_message(error):
                     raise
                 # Raise the error if the sample isn't as `Sample` specifies, instead of skipping the
                 # sample: the dataset's code is wrong then, not a file.

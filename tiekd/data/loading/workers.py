@@ -302,7 +302,7 @@ class _Pool:
                 f"a data worker's connection has ended ({_reason(error)}); start again"
             ) from None
         except OSError as error:
-            if (lacking := limits.lacking(error)) is None:
+            if (lacking := limits.exhausted_resource_message(error)) is None:
                 raise
             raise LaunchError(f"a batch can't be received: {lacking}, or {_FEWER}") from None
 
@@ -445,7 +445,7 @@ def _hang(files: str, timeout_s: float) -> str:
 
 
 def _not_started(count: int, started: int, error: Exception) -> str:
-    reason = limits.lacking(error) or _reason(error)
+    reason = limits.exhausted_resource_message(error) or _reason(error)
     return (
         f"data.workers: {started} of {count} data workers could be started: {reason}, or {_FEWER}"
     )

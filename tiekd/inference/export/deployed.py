@@ -113,7 +113,7 @@ class Deployed(nn.Module):
         size = (seen.shape[2], seen.shape[3])
         features = network.features((seen - self.mean) / self.std)
         if isinstance(network.head, Dpm):
-            maps = self._read(network.head, features, focal)
+            maps = self._depth_and_certainty(network.head, features, focal)
         else:
             maps = [network.in_metres(network.head(features, size).depth, focal)]
         is_smooth = self.readout == "mean", True, True  # for depth, confidence and sigma
@@ -158,7 +158,9 @@ class Deployed(nn.Module):
             return spread_on_grid(values, own, smooth)
         return stretched_map(on_image_grid(values, size, smooth), own, smooth)
 
-    def _read(self, head: Dpm, features: Tensor, focal: Tensor | None) -> list[Tensor]:
+    def _depth_and_certainty(
+        self, head: Dpm, features: Tensor, focal: Tensor | None
+    ) -> list[Tensor]:
         logits = conv2d(features, head.weight, head.bias).float()
         # Compute unnormalised probabilities. Subtracting the largest logit avoids overflow and
         # underflow of their sum, and one division per pixel then normalises the result. Use sums

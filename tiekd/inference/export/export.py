@@ -90,7 +90,7 @@ class Settings:
     calibration: Calibration | None = None
 
     @property
-    def open_resize(self) -> Resize:
+    def dynamic_resize(self) -> Resize:
         """The `Resize` with which a file for images of any size resizes them for the network.
 
         It is `resize`, unless that only shrinks images above some size (`at_most`), as it may do if
@@ -152,8 +152,8 @@ def least_side(network: Network, settings: Settings) -> int:
         The minimum length of a side, in pixels.
     """
     if settings.dynamic:
-        return program_format.least_side(network, settings.open_resize)
-    return max(network.encoder.strides) if settings.open_resize == OWN_SIZE else 1
+        return program_format.least_side(network, settings.dynamic_resize)
+    return max(network.encoder.strides) if settings.dynamic_resize == OWN_SIZE else 1
 
 
 def check(network: Network, settings: Settings, path: Path) -> None:
@@ -217,7 +217,7 @@ def _check_focal(network: Network, settings: Settings) -> None:
         raise ExportError(
             f"--focal {settings.focal:g}: it must be a focal length in pixels above 0"
         )
-    if settings.dynamic and settings.open_resize.mode == "stretch":
+    if settings.dynamic and settings.dynamic_resize.mode == "stretch":
         raise ExportError(
             "--dynamic: a file can't refuse images whose aspect ratio data.resize changes too much "
             "for network.canonical_focal; leave it out and export one file a size (--size HxW)"
@@ -237,7 +237,11 @@ def _check_size(network: Network, settings: Settings) -> None:
     # Refuse a file for images of any size (`dynamic`) if the size to which they are resized for the
     # network depends on the image's size.
     canvas = settings.resize.placement_of(height, width).canvas
-    if settings.dynamic and settings.open_resize != OWN_SIZE and settings.resize.mode != "stretch":
+    if (
+        settings.dynamic
+        and settings.dynamic_resize != OWN_SIZE
+        and settings.resize.mode != "stretch"
+    ):
         raise ExportError(
             f"--dynamic: the size at which the network sees an image ({settings.resize}) depends "
             "on the image's; leave out --dynamic and export one file a size (--size HxW), or "
@@ -335,7 +339,7 @@ def write(
 
 def _remedy(error: OSError) -> str:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "make room, or give another --out" if is_full else "mend that, or give another --out"
+    return "make room, or give another --out" if is_full else "correct that, or give another --out"
 
 
 def _trial_focals(network: Network, settings: Settings) -> tuple[float, ...]:
@@ -366,7 +370,7 @@ def _program(network: Network, settings: Settings) -> ExportedProgram:
         network,
         settings.readout,
         _temperature(settings) if settings.confidence else None,
-        settings.open_resize if settings.dynamic else settings.resize,
+        settings.dynamic_resize if settings.dynamic else settings.resize,
         None if settings.dynamic else settings.size,
         settings.focal,
     )
@@ -491,8 +495,8 @@ def working_resolution(settings: Settings) -> str:
         return str(settings.resize)
     most = "x".join(map(str, settings.resize.at_most))
     return (
-        f"the image's own size; load_student shrinks those of more than {SLACK:g} times {most}, "
-        "this file none"
+        f"the image's own size; load_student shrinks images larger than {SLACK:g} times {most}, "
+        "this file shrinks none"
     )
 
 

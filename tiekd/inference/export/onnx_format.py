@@ -60,7 +60,7 @@ def write(
     path: Path,
     program: ExportedProgram,
     names: tuple[list[str], list[str]],
-    open_sizes: bool,
+    dynamic_sizes: bool,
     facts: dict[str, str],
 ) -> None:
     """Writes a self-contained ONNX file, i.e. one that contains the weights.
@@ -69,7 +69,7 @@ def write(
         path: The file to write.
         program: The traced network.
         names: (inputs, outputs), the names of the inputs and those of the outputs, in order.
-        open_sizes: True if `program` has a dynamic batch size, height and width.
+        dynamic_sizes: True if `program` has a dynamic batch size, height and width.
         facts: Metadata to write into the file, by name.
 
     Raises:
@@ -83,17 +83,17 @@ def write(
             f"--format onnx: {num_bytes / 1e9:.1f} GB don't fit in a file of 2 GB; try --half"
         )
     inputs, outputs = names
-    made = torch.onnx.export(
+    exported = torch.onnx.export(
         program,
         input_names=inputs,
         output_names=outputs,
         # Name the axes; `program` defines which of them are dynamic. The focal lengths, if they are
         # a second input, have no names of their own: they share the batch axis with the image.
-        dynamic_shapes=(AXES, {})[: len(inputs)] if open_sizes else None,
+        dynamic_shapes=(AXES, {})[: len(inputs)] if dynamic_sizes else None,
         dynamo=True,
         verbose=False,
     )
-    model = made.model
+    model = exported.model
     # Remove the source locations, which contain this machine's paths, and add the metadata.
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
@@ -103,7 +103,7 @@ def write(
     model.producer_version = facts.get("tiekd", "")
     model.metadata_props.clear()
     model.metadata_props.update(facts)
-    made.save(path, external_data=False)
+    exported.save(path, external_data=False)
 
 
 def load(path: Path) -> Callable[..., tuple[Tensor, ...]]:

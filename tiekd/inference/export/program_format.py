@@ -43,7 +43,7 @@ def trace(
     deployed: Deployed,
     size: tuple[int, int],
     dtype: torch.dtype,
-    open_sizes: bool,
+    dynamic_sizes: bool,
     has_focal: bool = False,
 ) -> ExportedProgram:
     """Traces a network to one graph of torch's own operators.
@@ -52,23 +52,23 @@ def trace(
         deployed: The module to trace.
         size: (height, width) of the images in pixels.
         dtype: dtype of the images, uint8 or float32.
-        open_sizes: True for a dynamic batch size, height and width; the minimum height and width
+        dynamic_sizes: True for a dynamic batch size, height and width; the minimum height and width
             are those of `least_side`.
         has_focal: True for a second input, the focal length of each image.
 
     Returns:
         The graph, an `ExportedProgram`; its input is (1, 3, *size), or (B, 3, H, W) with
-        `open_sizes`.
+        `dynamic_sizes`.
 
     Raises:
         ExportError: The network can't be traced.
     """
     # Trace with a batch size of 2 for dynamic shapes, because the tracer would treat a dimension of
     # 1 as a constant.
-    image = torch.zeros(2 if open_sizes else 1, 3, *size, dtype=dtype)
+    image = torch.zeros(2 if dynamic_sizes else 1, 3, *size, dtype=dtype)
     inputs = (image, torch.ones(len(image))) if has_focal else (image,)
     shapes = None
-    if open_sizes:
+    if dynamic_sizes:
         least = least_side(deployed.network, deployed.resize)
         batch = Dim("batch", min=1)
         shapes = (
@@ -84,7 +84,7 @@ def trace(
         raise
     except Exception as error:  # noqa: BLE001 - tracing raises many types of exceptions
         remedy = "its parts must be plain torch that decides nothing by values"
-        if open_sizes:
+        if dynamic_sizes:
             remedy = (
                 "its arithmetic depends on the size; leave out --dynamic and export one file a size"
             )

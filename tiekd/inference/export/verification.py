@@ -156,7 +156,7 @@ class Reference:
         reading = self.student.predict(pixels, self.confidence, focal)
         return tuple(reading) if self.confidence else (reading.depth,)
 
-    def counts(self, pixels: Tensor, tie: float | None) -> Tensor | None:
+    def compared_pixels(self, pixels: Tensor, tie: float | None) -> Tensor | None:
         """Returns the mask of the pixels at which file and student are compared.
 
         Args:
@@ -171,7 +171,7 @@ class Reference:
         """
         return None if tie is None else self.student.margins(pixels) >= tie
 
-    def blends_no_tie(self, pixels: Tensor, tie: float | None) -> Tensor | None:
+    def compared_certainty_pixels(self, pixels: Tensor, tie: float | None) -> Tensor | None:
         """Returns the mask of the pixels at which confidence and sigma are compared.
 
         Both are interpolated between pixels of the head's output. An output pixel is a tie if the
@@ -185,7 +185,7 @@ class Reference:
             (B, 1, H, W) bool, False at pixels whose values depend on a tie; None if all pixels are
             compared.
         """
-        return None if tie is None else self.student.tied_share(pixels, tie) == 0
+        return None if tie is None else self.student.tie_weight(pixels, tie) == 0
 
 
 def limits_of(half: bool, readout: str, max_depth: float) -> Limits:
@@ -235,14 +235,14 @@ def compare(run: Callable, reference: Reference, images: Tensor, limits: Limits)
     # errors[0] is for depth; the others are for confidence and sigma, if there are these outputs.
     errors = [(got - right).abs().flatten() for got, right in zip(found, wanted, strict=True)]
     # Exclude pixels at which rounding decides between two bins.
-    counts = reference.counts(images, limits.tie)
+    compared = reference.compared_pixels(images, limits.tie)
     ties = None
-    if counts is not None:
-        ties = 1 - counts.float().mean().item()
-        errors[0] = errors[0][counts.flatten()]
-    if counts is not None and len(errors) > 1:
-        blended = reference.blends_no_tie(images, limits.tie).flatten()
-        errors[1:] = [error[blended] for error in errors[1:]]
+    if compared is not None:
+        ties = 1 - compared.float().mean().item()
+        errors[0] = errors[0][compared.flatten()]
+    if compared is not None and len(errors) > 1:
+        compared_certainty = reference.compared_certainty_pixels(images, limits.tie).flatten()
+        errors[1:] = [error[compared_certainty] for error in errors[1:]]
     p999 = [_percentile(error, 0.999) for error in errors]
     return Comparison(
         size=(len(images), *images.shape[2:]),

@@ -125,7 +125,7 @@ class Cameras:
                 image.
         """
         exif_orientation = orientation.orientation_in(path)
-        calibration = self._given_to(path)
+        calibration = self._given_calibration(path)
         if calibration is not None:
             self.approximate += calibration.is_approximate
             return calibration.at_size(height, width, exif_orientation, str(path))
@@ -147,7 +147,7 @@ class Cameras:
             )
         return camera
 
-    def _given_to(self, path: Path) -> source.Calibration | None:
+    def _given_calibration(self, path: Path) -> source.Calibration | None:
         if self.given is None:
             return None
         if self.given.file is not None:

@@ -95,17 +95,17 @@ def find(arguments: Sequence[str], out: Path) -> list[Input]:
     """
     found: dict[Path, Input] = {}
     for argument in arguments:
-        for item in _meant_by(argument, out):
+        for item in _inputs_of(argument, out):
             found.setdefault(item.path.absolute(), item)
     inputs = list(found.values())
     _check_names(inputs)
     return inputs
 
 
-def _meant_by(argument: str, out: Path) -> list[Input]:
+def _inputs_of(argument: str, out: Path) -> list[Input]:
     path = Path(argument)
     if path.is_dir():
-        return _below(path, out)
+        return _images_in_folder(path, out)
     if path.suffix.lower() in _WEIGHTS:
         raise DataError(
             f"{argument}: weights by their name, no image; give what to predict after them"
@@ -118,9 +118,11 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
             "video"
         )
     # Search the folder that the pattern names before its first wildcard.
-    fixed = Path(*_until_wildcard(path))
+    fixed = Path(*_parts_before_wildcard(path))
     parts = path.parts[len(fixed.parts) :]
-    files = sorted(_fitting(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set()))
+    files = sorted(
+        _matching_files(str(fixed), (*parts, "*") if parts[-1] == "**" else parts, set())
+    )
     # Exclude earlier outputs. Use realpath, because Path.resolve raises an error for a symbolic
     # link that refers to itself.
     results = Path(os.path.realpath(out))
@@ -136,7 +138,7 @@ def _meant_by(argument: str, out: Path) -> list[Input]:
     ]
 
 
-def _until_wildcard(path: Path) -> list[str]:
+def _parts_before_wildcard(path: Path) -> list[str]:
     parts = []
     for part in path.parts[:-1]:
         if glob.has_magic(part):
@@ -145,7 +147,7 @@ def _until_wildcard(path: Path) -> list[str]:
     return parts
 
 
-def _fitting(
+def _matching_files(
     folder: str, parts: tuple[str, ...], tried: set[tuple[int, int, int]]
 ) -> Iterator[str]:
     """Yields the paths (str) of the files below a folder that match a pattern, as `glob` does.
@@ -176,7 +178,7 @@ def _fitting(
     except OSError as error:
         raise _refusal(error) from None
     if part == "**":
-        yield from _fitting(folder, rest, tried)
+        yield from _matching_files(folder, rest, tried)
     for name in names:
         path = os.path.join(folder, name)
         fits = part == "**" or fnmatch.fnmatchcase(name, part)
@@ -185,7 +187,7 @@ def _fitting(
         if glob.has_magic(part) and name.startswith(".") and not part.startswith("."):
             continue
         if os.path.isdir(path) and (rest or part == "**") and fits:
-            yield from _fitting(path, parts if part == "**" else rest, tried)
+            yield from _matching_files(path, parts if part == "**" else rest, tried)
         elif not rest and fits and not os.path.isdir(path):
             yield path
 
@@ -198,7 +200,7 @@ def _refusal(error: OSError) -> DataError:
     return unlistable(error, "or give what can be read")
 
 
-def _below(folder: Path, out: Path) -> list[Input]:
+def _images_in_folder(folder: Path, out: Path) -> list[Input]:
     if os.path.realpath(out) == os.path.realpath(folder):
         raise DataError(
             f"--out: {out} is the folder of the images itself; give another one, or one below it"

@@ -272,7 +272,10 @@ def in_words(units_per_m: float, max_depth: float) -> str:
     # Warn that depths beyond `largest` are stored as the largest level, 65535.
     cut = ""
     if largest < max_depth:
-        cut = f"; what is beyond {largest:.2f} m is stored as that, which data sets read as none"
+        cut = (
+            f"; depths above {largest:.2f} m are stored as {largest:.2f} m, which data sets read "
+            "as not measured"
+        )
     return f"16-bit PNG, {units_per_m:g} levels a metre{cut}"
 
 

@@ -45,8 +45,11 @@ def predict_all(predictor: Predictor, inputs: Sequence[Input], out: TextIO, erro
     for item in images:
         # Report image files that contain several images, of which only the first is predicted.
         if item.path.suffix.lower() in SEQUENCES and (count := frames_in(item.path)) > 1:
-            told = f"holds {count} images; only the first is predicted (of a video or GIF all are)"
-            errors.write(f"{printable(str(item.path))}: {told}\n")
+            message = (
+                f"contains {count} images, of which only the first is predicted; to predict all, "
+                "save them as separate files, or as a GIF or a video"
+            )
+            errors.write(f"{printable(str(item.path))}: {message}\n")
     if images:
         started = time.monotonic()
         failed = predict_images(predictor, images, out, errors)

@@ -116,7 +116,7 @@ class Predictor:
         wants_confidence = self.outputs.confidence
         given = ([image.focal for image in batch],) if self._needs_focal else ()
         try:
-            reading = self.student.read(
+            reading = self.student.predict_resized(
                 torch.stack([image.small for image in batch]), wants_confidence, *given
             )
         except torch.cuda.OutOfMemoryError:

@@ -139,7 +139,7 @@ class Video:
 
 
 @contextmanager
-def writing(path: Path, rate: Fraction, time_base: Fraction):
+def mp4_writer(path: Path, rate: Fraction, time_base: Fraction):
     """Context manager that writes an MP4 and yields the function `add(rgb, pts)`.
 
     `add` appends a frame, rgb (H, W, 3) uint8, with the timestamp pts. A frame of another size than

@@ -23,7 +23,7 @@ from tiekd.errors import DataError
 from tiekd.inference.predict.flicker import Flicker
 from tiekd.inference.predict.inputs import Input
 from tiekd.inference.predict.predictor import THREADS, Predictor, Writes
-from tiekd.inference.predict.video import Frame, Video, writing
+from tiekd.inference.predict.video import Frame, Video, mp4_writer
 
 COLUMNS = ("frame", "time_s", "static_change_m", "static_share")
 
@@ -55,7 +55,7 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     progress = Progress(f"{item.path.name}, frames", video.count, lambda: len(rows), out)
     broken: list[DataError] = []
     with (
-        writing(files["colour"], video.rate, video.time_base) as add,
+        mp4_writer(files["colour"], video.rate, video.time_base) as add,
         ThreadPoolExecutor(THREADS) as writers,
         Writes() as writes,
     ):
@@ -86,7 +86,8 @@ def predict_video(predictor: Predictor, item: Input, out: TextIO) -> Flicker:
     elapsed_s = time.monotonic() - started
     out.write(
         f"Predicted {len(rows)} frames of {item.path} ({float(video.rate):g} a second) in "
-        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\nFlicker: {_told(flicker.mean)}, "
+        f"{elapsed_s:.1f} s: {len(rows) / elapsed_s:.2f} images/s\n"
+        f"Flicker: {_metres(flicker.mean)}, "
         "the mean change of depth between frames where the image stays as it is\n"
     )
     return flicker
@@ -135,5 +136,5 @@ def _number(value: float) -> str:
     return "" if isnan(value) else f"{value:.4f}"
 
 
-def _told(flicker: float) -> str:
+def _metres(flicker: float) -> str:
     return "none to be measured" if isnan(flicker) else f"{flicker:.3f} m"

@@ -208,7 +208,7 @@ class TwoConvs(nn.Module):
             shape_class = (
                 layouts.LARGE_TRAINING if torch.is_grad_enabled() else layouts.LARGE_FORWARD
             )
-        return layouts.choice(shape_class, layouts.FP32) != layouts.AS_IT_COMES
+        return layouts.setting(shape_class, layouts.FP32) != layouts.KEEP_LAYOUT
 
 
 build = DenseDepth

@@ -27,7 +27,7 @@ from tiekd.config.recipe import load_recipe
 from tiekd.data.batch import Batch
 from tiekd.distributed import process_group
 from tiekd.engine.build import build_engine
-from tiekd.engine.config import clips_here, read_engine_config, resolve
+from tiekd.engine.config import clips_in_step, read_engine_config, resolve
 from tiekd.engine.step import Step
 from tiekd.models.build import build_network
 from tiekd.teachers.maps import CachedMaps
@@ -145,7 +145,7 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         iterations_per_epoch=total,
     )
     step = Step(engine, config, clip_norm)
-    parts = Parts(step, micro_batches, criterion, clip_norm if clips_here(config) else None)
+    parts = Parts(step, micro_batches, criterion, clip_norm if clips_in_step(config) else None)
     # Let the log write a line after each block. TensorBoard writes no image until the last block
     # has ended.
     log = TextLog(interval=args.block, by_epoch=False)

@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> dict:
                 )
                 shape = shape._replace(height=height, width=width)
                 times = _times(shape, shape_class, dtype, args.rounds)
-                for choice, values in times.items():
-                    totals[choice] = totals.get(choice, 0.0) + statistics.median(values)
+                for setting, values in times.items():
+                    totals[setting] = totals.get(setting, 0.0) + statistics.median(values)
                 rows.append(_row(f"{shape_class}, {dtype}", shape, chosen, times))
             # Compare the layouts by their total time for all convolutions of a kind, since the
             # table has one layout for all of them.
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> dict:
                     f"{chosen}"
                 )
     finally:
-        layouts.set_choices(None)
+        layouts.set_settings(None)
         torch.set_num_threads(threads)
     return {
         "compared": f"every choice of the table of layouts by the table's own, {isa}",
@@ -151,8 +151,8 @@ def _row(name: str, shape: Shape, chosen: str, times: dict[str, list[float]]) ->
         "table": chosen,
         "table_ms": 1e3 * statistics.median(times[chosen]),
     }
-    for choice, values in times.items():
-        row[choice] = statistics.median(a / b for a, b in zip(values, times[chosen], strict=True))
+    for setting, values in times.items():
+        row[setting] = statistics.median(a / b for a, b in zip(values, times[chosen], strict=True))
     return row
 
 
@@ -168,22 +168,24 @@ def _times(shape: Shape, shape_class: str, dtype: str, rounds: int) -> dict[str,
         dtype: the precision in the table, such as `layouts.BF16`.
         rounds: number of rounds; a warm-up round before them isn't part of the result.
     """
-    calls = {choice: _call(shape, shape_class, dtype, choice) for choice in layouts.ALLOWED[dtype]}
+    calls = {
+        setting: _call(shape, shape_class, dtype, setting) for setting in layouts.ALLOWED[dtype]
+    }
     if shape_class in (layouts.LARGE_FORWARD, layouts.SMALL):
         # Don't time the layout PRODUCTS, in which matrix products compute the gradient of the
         # weights, for convolutions other than those with large inputs in training: it is used only
         # there.
         del calls[layouts.PRODUCTS]
-    times = {choice: [] for choice in calls}
+    times = {setting: [] for setting in calls}
     for _ in range(rounds + 1):
-        for choice, call in calls.items():
+        for setting, call in calls.items():
             start = time.process_time()
             call()
-            times[choice].append(time.process_time() - start)
-    return {choice: values[1:] for choice, values in times.items()}
+            times[setting].append(time.process_time() - start)
+    return {setting: values[1:] for setting, values in times.items()}
 
 
-def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[], None]:
+def _call(shape: Shape, shape_class: str, dtype: str, setting: str) -> Callable[[], None]:
     # Make the convolution and its input in the memory format and precision to be timed.
     torch.manual_seed(0)
     conv = Conv2d(
@@ -194,12 +196,12 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
         padding=shape.kernel // 2,
         groups=shape.groups,
     )
-    contiguous = choice == layouts.AS_IT_COMES
+    contiguous = setting == layouts.KEEP_LAYOUT
     layout = torch.contiguous_format if contiguous else torch.channels_last
     x = torch.randn(1, shape.in_channels, shape.height, shape.width).contiguous(
         memory_format=layout
     )
-    if choice == layouts.IN_FP32:
+    if setting == layouts.IN_FP32:
         compute_in_fp32(conv)
     in_bf16 = dtype == layouts.BF16
     training = shape_class != layouts.LARGE_FORWARD
@@ -208,15 +210,15 @@ def _call(shape: Shape, shape_class: str, dtype: str, choice: str) -> Callable[[
     x.requires_grad_(training)
     # Set the layout in a copy of the table, from which a convolution in fp32 training reads it. In
     # bf16 the layout has been applied above.
-    choices = dict(layouts.of_isa(layouts.isa()))
+    settings = dict(layouts.of_isa(layouts.isa()))
     if not in_bf16:
-        choices[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = choice
+        settings[f"{layouts.LARGE_TRAINING}, {layouts.FP32}"] = setting
     # Make the gradient for backward here, so that its time isn't measured.
     with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16), torch.no_grad():
         grad = torch.randn_like(conv(x))
 
     def call() -> None:
-        layouts.set_choices(choices)
+        layouts.set_settings(settings)
         with (
             torch.autocast("cpu", torch.bfloat16, enabled=in_bf16),
             torch.set_grad_enabled(training),

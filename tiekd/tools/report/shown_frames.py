@@ -238,7 +238,7 @@ def _cells(
     maps = {name: depth for name, depth in known.items() if depth is not None and (depth > 0).any()}
     cells = {"image": image}
     for name, depth in maps.items():
-        cells[name] = pictures.colourise(views.grown(depth), max_depth)
+        cells[name] = pictures.colourise(views.dilated(depth), max_depth)
     cells["student"] = pictures.colourise(student, max_depth)
     if target in maps:
         radius = views.point_radius(maps[target])

@@ -45,7 +45,7 @@ from tiekd.models.network import Network
 from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog
 from tiekd.visualization.validation_frames import ShownFrames
-from tiekd.visualization.views import overview, views, why
+from tiekd.visualization.views import draw_distributions, overview, views
 from tiekd.workdir import workdir
 
 _ROOM_BYTES = 8 << 20
@@ -191,7 +191,9 @@ class TensorBoard(Hook):
                 against = "teacher" if is_agreement else "ground truth"
                 overall = overview(view, self.max_depth, against)
                 self._write_image(f"val/pictures_{number}", overall, state.iteration)
-                self._write_image(f"val/why_{number}", why(view, self.max_depth), state.iteration)
+                self._write_image(
+                    f"val/why_{number}", draw_distributions(view, self.max_depth), state.iteration
+                )
             # Use histogram bins of equal width, the same at each evaluation. NumPy's automatic
             # choice can come to millions of bins.
             bins = np.linspace(-self.max_depth, self.max_depth, 1601)
@@ -249,13 +251,15 @@ class TensorBoard(Hook):
             if isinstance(student, Tensor):
                 student = camera.to_metres(student, focal)
         shown = views(
-            student, batch.image[few], batch.depth[few], teachers, explained=1, focal=focal
+            student, batch.image[few], batch.depth[few], teachers, num_with_pixels=1, focal=focal
         )
         against = "ground truth" if teachers is None else "teacher"
         for number, view in enumerate(shown, start=1):
             overall = overview(view, self.max_depth, against)
             self._write_image(f"train/pictures_{number}", overall, state.iteration)
-        self._write_image("train/why_1", why(shown[0], self.max_depth), state.iteration)
+        self._write_image(
+            "train/why_1", draw_distributions(shown[0], self.max_depth), state.iteration
+        )
         self._flush()
 
     def _write_image(self, tag: str, pixels: np.ndarray | None, step: int) -> None:

@@ -89,7 +89,7 @@ def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
     nn.init.normal_(network.head.weight)
     nn.init.normal_(network.head.upsampling.logits.weight)
     deployed = Deployed(network, "local", temperature=2.0)
-    run = program_format.trace(deployed, (32, 48), torch.uint8, open_sizes=True).module()
+    run = program_format.trace(deployed, (32, 48), torch.uint8, dynamic_sizes=True).module()
     for shape in ((1, 33, 20), (2, 7, 18)):
         image = random_image(*shape[1:], seed=4, batch=shape[0])
         depth, confidence, sigma = run(image)
@@ -97,7 +97,7 @@ def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
         wanted = student.predict(image, with_confidence=True)
         assert wanted.depth.max() > wanted.depth.min() + 1
         assert ((depth - wanted.depth).abs() < 1e-3).float().mean() > 0.98
-        same = student.tied_share(image, 1e-4) == 0
+        same = student.tie_weight(image, 1e-4) == 0
         assert same.float().mean() > 0.3
         assert (confidence - wanted.confidence).abs()[same].max() < 1e-3
         assert (sigma - wanted.sigma).abs()[same].max() < 1e-3
@@ -180,13 +180,13 @@ def test_export_confidence_equals_load_student(tmp_path, dpm, suffix):
 
 def test_export_wrong_sigma_is_refused(tmp_path, dpm, monkeypatch):
     """The check before an export compares sigma, too."""
-    right = Deployed._read
+    right = Deployed._depth_and_certainty
 
     def wrong(*given):
         depth, confidence, sigma = right(*given)
         return [depth, confidence, 1.02 * sigma]
 
-    monkeypatch.setattr(Deployed, "_read", wrong)
+    monkeypatch.setattr(Deployed, "_depth_and_certainty", wrong)
     with pytest.raises(ExportError, match="doesn't say what the network says"):
         write(tmp_path / "student.pt2", dpm, confidence=True)
 
@@ -350,7 +350,7 @@ def test_export_dynamic_without_resize_shrinks_none(tmp_path, dpm):
     told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}[
         "working_resolution"
     ]
-    assert "load_student shrinks those of more than 1.5 times 64x96, this file none" in told
+    assert "load_student shrinks images larger than 1.5 times 64x96, this file shrinks none" in told
     with pytest.raises(
         ExportError,
         match=r"--size 128x192: .* the network would see 64x96 of it; leave out --dynamic",
@@ -400,7 +400,7 @@ def test_export_check_compares_with_student(tmp_path, dpm, monkeypatch):
             write(tmp_path / "student.pt2", dpm, readout=readout)
     monkeypatch.undo()
     # The working resolution, too.
-    monkeypatch.setattr(export.Settings, "open_resize", property(lambda self: Resize()))
+    monkeypatch.setattr(export.Settings, "dynamic_resize", property(lambda self: Resize()))
     with pytest.raises(ExportError, match="doesn't say what the network says"):
         write(
             tmp_path / "student.pt2", dpm, size=ODD, dynamic=True, resize=Resize(48, 80, "stretch")
@@ -431,7 +431,7 @@ def test_export_unwritable_file_is_named(tmp_path, sigmoid, suffix):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(error.value) == (
         f"--out {path}: can't be written (File too large: the file size limit (ulimit -f) is 1000 "
-        "bytes); mend that, or give another --out"
+        "bytes); correct that, or give another --out"
     )
     assert list(tmp_path.iterdir()) == []
 

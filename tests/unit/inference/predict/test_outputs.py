@@ -102,5 +102,5 @@ def test_parse_units_option_and_range_note():
             parse_units(text, {}, 80.0)
     assert in_words(256.0, 80.0) == "16-bit PNG, 256 levels a metre"
     assert in_words(1000.0, 80.0).endswith(
-        "what is beyond 65.53 m is stored as that, which data sets read as none"
+        "; depths above 65.53 m are stored as 65.53 m, which data sets read as not measured"
     )

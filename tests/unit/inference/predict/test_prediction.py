@@ -30,7 +30,7 @@ class Brightness(Student):
         self.batches, self.refuses, self.readout, self.resize = [], refuses, readout, OWN_SIZE
         self.network = None
 
-    def read(self, pixels, with_confidence=False):
+    def predict_resized(self, pixels, with_confidence=False):
         self.batches.append(tuple(pixels.shape))
         if pixels.shape[2:] == self.refuses:
             raise RecipeError("an image of 30x40 has too few patches")
@@ -92,6 +92,20 @@ def test_predict_all_skips_broken_images(tmp_path):
     assert f"{folder}/9.jpg: can't be decoded" in errors
     assert np.allclose(raw(tmp_path, 0), 1)
     assert np.allclose(raw(tmp_path, 2), 3)
+
+
+def test_predict_all_reports_pages_that_are_left_out(tmp_path):
+    """Of a file of several images the first is predicted, and a line says so."""
+    folder = folder_of(tmp_path, [(20, 30)])
+    pages = [Image.new("RGB", (30, 20), (10 * red, 0, 0)) for red in (2, 3)]
+    pages[0].save(folder / "1.tif", save_all=True, append_images=pages[1:])
+    failed, _, errors = predict(tmp_path, folder, Brightness())
+    assert failed == 0
+    assert errors == (
+        f"{folder}/1.tif: contains 2 images, of which only the first is predicted; to predict all, "
+        "save them as separate files, or as a GIF or a video\n"
+    )
+    assert np.allclose(raw(tmp_path, 1), 2)
 
 
 def test_predict_all_escapes_control_characters_of_names(tmp_path):
@@ -240,10 +254,10 @@ def test_writes_bounds_pending_writes():
 def test_predict_all_video_outputs(tmp_path):
     """A video yields depth frames, times, flicker and a coloured video with the same times."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.inference.predict.video import Video, writing
+    from tiekd.inference.predict.video import Video, mp4_writer
 
     times = [0, 100, 200, 350, 400]
-    with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
+    with mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 1000)) as add:
         for pts in times:
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     failed, out, errors = predict(tmp_path, tmp_path / "v.mp4", Brightness(), batch_size=2)
@@ -269,10 +283,10 @@ def test_predict_all_video_outputs(tmp_path):
 def test_predict_all_removes_stale_video_frames(tmp_path):
     """A shorter rerun removes the longer video's stale frames and keeps other files."""
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
-    from tiekd.inference.predict.video import writing
+    from tiekd.inference.predict.video import mp4_writer
 
     for count in (4, 2):
-        with writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+        with mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
             for pts in range(count):
                 add(np.full((48, 64, 3), 100, np.uint8), pts)
         assert predict(tmp_path, tmp_path / "v.mp4", Brightness())[0] == 0
@@ -293,7 +307,7 @@ def test_predict_all_video_with_varying_sizes(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 
-    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+    with video.mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(5):
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     whole = video.Video.frames
@@ -314,7 +328,7 @@ def test_predict_all_keeps_frames_of_broken_video(tmp_path, monkeypatch):
     pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
     from tiekd.inference.predict import video
 
-    with video.writing(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
+    with video.mp4_writer(tmp_path / "v.mp4", Fraction(10), Fraction(1, 10)) as add:
         for pts in range(4):
             add(np.full((48, 64, 3), 100, np.uint8), pts)
     whole = video.Video.frames

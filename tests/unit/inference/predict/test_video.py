@@ -16,7 +16,7 @@ pytest.importorskip("av", reason="PyAV (the extra `video`) is not installed")
 
 def write(path, times, size=(48, 65), rate=Fraction(25, 2), time_base=Fraction(1, 1000)):
     """Frame i is of level 20 * i."""
-    with video.writing(path, rate, time_base) as add:
+    with video.mp4_writer(path, rate, time_base) as add:
         for index, pts in enumerate(times):
             add(np.full((*size, 3), 20 * index, np.uint8), pts)
 
@@ -62,7 +62,7 @@ def test_writing_exception_leaves_no_file(tmp_path):
     """An exception inside the writing context leaves no file."""
 
     def write_and_fail():
-        with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
+        with video.mp4_writer(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)) as add:
             add(np.zeros((32, 32, 3), np.uint8), 0)
             raise ZeroDivisionError
 
@@ -88,7 +88,7 @@ def test_video_without_pyav_names_extra(tmp_path, monkeypatch):
 
 def test_writing_without_frames_makes_no_file(tmp_path):
     """Writing no frames creates no file."""
-    with video.writing(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)):
+    with video.mp4_writer(tmp_path / "v.mp4", Fraction(25), Fraction(1, 25)):
         pass
     assert list(tmp_path.iterdir()) == []
 

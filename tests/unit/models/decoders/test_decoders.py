@@ -129,8 +129,8 @@ def test_densedepth_of_one_feature():
 
 @pytest.fixture
 def on_isa():
-    yield lambda isa: layouts.set_choices(layouts.of_isa(isa))
-    layouts.set_choices(None)
+    yield lambda isa: layouts.set_settings(layouts.of_isa(isa))
+    layouts.set_settings(None)
 
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "avx2"])

@@ -65,9 +65,9 @@ def test_upsampled_conv_backward_recomputes_upsampling():
 
 @pytest.fixture
 def without_avx512():
-    layouts.set_choices(layouts.of_isa("avx2"))
+    layouts.set_settings(layouts.of_isa("avx2"))
     yield
-    layouts.set_choices(None)
+    layouts.set_settings(None)
 
 
 @pytest.mark.parametrize("small", [(4, 5), (5, 6), SIZE], ids=["much larger", "larger", "as large"])

@@ -164,7 +164,7 @@ def test_step_plain_twin_gradients_agree():
 def test_layouts_measures_every_row(isa, monkeypatch):
     """Each row of an instruction set's layout table is measured; other devices are rejected."""
     monkeypatch.setattr(layouts, "isa", lambda: isa)
-    layouts.set_choices(None)
+    layouts.set_settings(None)
     parser = ArgumentParser()
     OF["layouts"](parser)
     args = parser.parse_args(["--shrink", "16"])
@@ -177,7 +177,7 @@ def test_layouts_measures_every_row(isa, monkeypatch):
         assert measured[name]["table"] == chosen
         assert measured[name][chosen] == 1.0
     training = measured[f"{layouts.LARGE_TRAINING}, fp32"]
-    assert training.keys() >= {layouts.AS_IT_COMES, layouts.CHANNELS_LAST, layouts.PRODUCTS}
+    assert training.keys() >= {layouts.KEEP_LAYOUT, layouts.CHANNELS_LAST, layouts.PRODUCTS}
     assert isa in measure.hardware("cpu")["device"]
     args.device = "cuda"
     with pytest.raises(LaunchError, match="allowed: cpu"):

@@ -25,7 +25,7 @@ def test_readout_is_that_of_the_student(network, readout):
     student = Student(network, "cpu", readout)
     read = score._read(Entrant(Predictor(network, True)), readout)
     given = read.predict(student._normalised(pixels))
-    assert torch.equal(given, student.read(pixels).depth)
+    assert torch.equal(given, student.predict_resized(pixels).depth)
     # The mean isn't the same, and is read by the network itself.
     mean = score._read(Entrant(Predictor(network, True)), "mean")
     assert mean.predict.flip

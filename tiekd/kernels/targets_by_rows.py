@@ -21,8 +21,8 @@ from tiekd.kernels.ragged import RaggedTarget, RaggedWindows, ragged_windows
 from tiekd.kernels.target import (
     DENSE_FROM,
     Windows,
+    component_weights,
     gaussian_windows,
-    shares,
     shifted_centre,
 )
 
@@ -47,7 +47,7 @@ class Target(NamedTuple):
     valid: Tensor
     overlap: bool = False
 
-    def part(self, cells: slice) -> "Target":
+    def select_cells(self, cells: slice) -> "Target":
         """Returns the targets of some of the P cells, i.e. of some pixels of the head's output.
 
         Args:
@@ -107,7 +107,7 @@ class Target(NamedTuple):
             values.scatter_add_(0, self.bins, self.mass.mul_(factor))
 
 
-class Cells:
+class CellTargets:
     """The target distributions of all B * h * w pixels of the head's output, called cells.
 
     Args:
@@ -116,7 +116,7 @@ class Cells:
             (B, M, H, W).
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
-        target: "gaussian", or "released" for the target of TIE-KD's published code.
+        target: "gaussian", or "released" for the target of TIE-KD's released code.
         beyond: how depths above the last edge are treated: "clamp" replaces them by the last bin's
             centre, "ignore" makes them invalid.
         stride: image pixels per side of a cell.
@@ -142,7 +142,7 @@ class Cells:
         self.gaussians = self._gaussians() if target == "gaussian" else None
 
     @torch.no_grad()
-    def of(self, image: int, rows: slice) -> Target | RaggedTarget | None:
+    def target_of_rows(self, image: int, rows: slice) -> Target | RaggedTarget | None:
         """Returns the target distributions of the pixels in some rows of the head's output.
 
         Args:
@@ -172,7 +172,7 @@ class Cells:
         if valid.device.type == "cpu" and not valid.any():
             return None
         if isinstance(windows, RaggedWindows):
-            gaussian, bins, mass = windows.part(image, rows).entries(self.edges)
+            gaussian, bins, mass = windows.select_rows(image, rows).entries(self.edges)
             if share is None:
                 return RaggedTarget(bins, gaussian, mass, valid, overlap=False)
             mass *= share[image, :, rows].flatten(1).T.flatten().index_select(0, gaussian)
@@ -211,7 +211,9 @@ class Cells:
             windows.append(self._windows(depth, sigma))
             if windows[-1] is None:
                 return None
-            parts.append(shares(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None)
+            parts.append(
+                component_weights(depth, weight, self.edges.dtype) if depth.shape[1] > 1 else None
+            )
             counted.append((depth > 0).any(1, keepdim=True))
         # With a stride of 1, each pixel of the head's output has the Gaussians of one image pixel.
         # Otherwise it has those of all image pixels that it covers, which are concatenated below.
