@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant(
         "maps_are_written_beside_images",
         "tiekd.tools.cache_teacher",
-        "_claim",
+        "_lock",
         "name.lower().endswith(IMAGE_SUFFIXES)",
         "False",
         ("tests/unit/tools/test_cache_teacher.py",),
@@ -1955,8 +1955,8 @@ MUTANTS = [
         "maps_are_made_at_the_weights_own_resolution_whatever_is_asked_for",
         "tiekd.tools.cache_teacher",
         "cache_maps",
-        "build_teacher(source.node, device, source.resize, recipe.max_depth_m)",
-        "build_teacher(source.node, device, None, recipe.max_depth_m)",
+        "build_teacher(settings.node, device, settings.resize, recipe.max_depth_m)",
+        "build_teacher(settings.node, device, None, recipe.max_depth_m)",
         ("tests/unit/tools/test_cache_teacher.py",),
     ),
     Mutant(

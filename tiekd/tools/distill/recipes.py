@@ -110,10 +110,13 @@ def maps_folders(out: Path) -> list[Path]:
 
     path = out / TEACHER
     recipe = Recipe(load_recipe(path))
-    sources = cache_teacher.sources_of(recipe, path, None)
-    folders = cache_teacher.folders_of(recipe, sources, path, "train", out.absolute() / MAPS)
-    made = {source.teacher.where: folder for source, folder in zip(sources, folders, strict=True)}
-    return [made.get(node.where, Path(node.maps or "")) for node in recipe.teachers.nodes]
+    all_settings = cache_teacher.settings_of_teachers(recipe, path, None)
+    folders = cache_teacher.folders_of(recipe, all_settings, path, "train", out.absolute() / MAPS)
+    map_folders = {
+        settings.teacher.where: folder
+        for settings, folder in zip(all_settings, folders, strict=True)
+    }
+    return [map_folders.get(node.where, Path(node.maps or "")) for node in recipe.teachers.nodes]
 
 
 def write(recipe: dict, path: Path, purpose: str) -> None:
