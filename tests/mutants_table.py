@@ -3410,7 +3410,7 @@ if passed_over:
     Mutant(
         "figures_of_another_run_count",
         "tiekd.tools.experiment.runs",
-        "_figures_content",
+        "_read_results",
         'found["made_from"] == made_from(job, spec)',
         "True",
         ("tests/unit/tools/experiment/test_runs.py",),
@@ -3499,7 +3499,7 @@ if passed_over:
         "evaluated_scenes_may_be_trained_on",
         "tiekd.tools.experiment.runs",
         "check_scenes",
-        "not each.shared_scenes",
+        "not data_set.shared_scenes",
         "False",
         ("tests/unit/tools/experiment/test_runs.py",),
     ),

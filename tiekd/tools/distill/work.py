@@ -20,7 +20,7 @@ from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
-from tiekd.tools.experiment.launch import told_seconds
+from tiekd.tools.experiment.launch import seconds_in_report
 from tiekd.tools.report import calibrated
 from tiekd.workdir import checkpoints, weights_file, workdir
 
@@ -106,11 +106,11 @@ class Work:
         writes OUT/teacher.yaml. Every file is checked by bin/check_data.py.
         """
         plan, out = self.plan, self.out
-        found = self._found()
+        found = self._find_images()
         if plan.depth is not None:
             images.check_depth(Path(plan.depth), found)
-        frames = self._frames(found)
-        section = self._for_pairs(found)
+        frames = self._extract_frames(found)
+        section = self._teacher_section(found)
         images.link(found, out, frames)
         sizes = images.sizes_of(out / images.IMAGES)
         total = sum(sizes.values())
@@ -287,7 +287,7 @@ class Work:
         if self.plan.depth is None:
             return
         # Evaluate the same held-out images against measured depth, too.
-        listed = self._held_out()
+        listed = self._write_held_out_names()
         if listed is None:
             self.print_line(
                 "no held-out image has measured depth, so there are no figures of accuracy"
@@ -337,11 +337,11 @@ class Work:
         except (OSError, ValueError, KeyError):
             return {}
 
-    def _found(self) -> images.Found:
+    def _find_images(self) -> images.Found:
         without = [self.out, *([Path(self.plan.depth)] if self.plan.depth else [])]
         return images.find(Path(self.plan.images), without)
 
-    def _frames(self, found: images.Found) -> dict[str, Path]:
+    def _extract_frames(self, found: images.Found) -> dict[str, Path]:
         """Extracts the frames of each video, unless that was done by an earlier call.
 
         Args:
@@ -376,7 +376,7 @@ class Work:
                 progress.update()
         return folders
 
-    def _for_pairs(self, found: images.Found) -> dict:
+    def _teacher_section(self, found: images.Found) -> dict:
         """Returns the recipe's section of the teacher, adapted to the links in OUT/images.
 
         For a stereo teacher, right images are moved to OUT/right, and the section gets the rule
@@ -434,7 +434,7 @@ class Work:
         )
         plans.write(plan, self.out)
 
-    def _held_out(self) -> Path | None:
+    def _write_held_out_names(self) -> Path | None:
         """Writes the names of held-out images with measured depth to OUT/held_out.txt.
 
         Returns:
@@ -491,7 +491,7 @@ class Work:
                 plan.intrinsics,
                 plan.resize_mode,
                 plan.audit,
-                images.fingerprint(self._found()),
+                images.fingerprint(self._find_images()),
             ]
         )
 
@@ -571,7 +571,7 @@ def iteration_in_report(report: str) -> dict | None:
     """
     iteration = re.search(r"^Time per iteration: ([\d.]+) s", report, re.M)
     total = re.search(r"^Iterations: \d+ an epoch, (\d+) in all", report, re.M)
-    whole = told_seconds(report)
+    whole = seconds_in_report(report)
     if iteration is None or total is None or whole is None:
         return None
     seconds = max(float(iteration[1]), 0.001)
