@@ -24,7 +24,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
     # teacher).
     trained = content.training
     gain = None if measured.sigma is None else measured.sigma.gain.high
-    flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
+    flips = [each.teacher_flip for each in content.frame_pictures if each.teacher_flip is not None]
     return Findings(
         recipe=content.recipe.node,
         resize=content.resize,

@@ -8,7 +8,7 @@ from tiekd.tools.report.line_chart import Curve, chart
 from tiekd.tools.report.markup import Markup, tag
 
 
-def curves(content: Content) -> list[Markup]:
+def curves_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section with the learning curves of the run's log.
 
     Args:
@@ -36,7 +36,7 @@ def curves(content: Content) -> list[Markup]:
     metric = content.recipe.evaluation.save_best
     if any(row.mode == "val" and metric in row.values for row in run.rows):
         curve = Curve(metric, *run.curve(metric, "iteration"))
-        said = f" ({LABEL})" if True in run.meanings(metric) else ""
+        said = f" ({LABEL})" if True in run.agreement_flags(metric) else ""
         drawn.append(chart(f"Validation: {metric}{said}", [curve], "iteration"))
     if "grad_norm" in keys:
         curve = Curve("norm of the gradient", *run.curve("grad_norm", "iteration"))
