@@ -154,7 +154,9 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
         parser: the program's parser.
     """
     parser.add_argument(
-        "--data-set", metavar="NAME", help="of several data sets the one; default all in turn"
+        "--data-set",
+        metavar="NAME",
+        help="use only this one of the recipe's data sets; default each in turn",
     )
 
 
