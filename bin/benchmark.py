@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         command.add_argument("--device", default="cpu", help="cpu or cuda, default cpu")
         command.add_argument(
             "--rounds",
-            type=arguments.whole,
+            type=arguments.positive_int,
             default=7,
             help="how many times each is timed, default 7",
         )

@@ -61,7 +61,7 @@ def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:
 def cache(recipe: dict, folder: Path, split: str = "train", checkpoint: str | None = None) -> str:
     """Caches the maps of a split, and returns the printed text."""
     out = io.StringIO()
-    source = cache_teacher.teacher_of(Recipe(recipe), "recipes/student.yaml", checkpoint)
+    source = cache_teacher.teacher_settings(Recipe(recipe), "recipes/student.yaml", checkpoint)
     frames = cache_teacher.frames_of(Recipe(recipe), split)
     cache_teacher.cache_maps(Recipe(recipe), source, frames, folder, CPU, out)
     return out.getvalue()

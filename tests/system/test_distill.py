@@ -19,7 +19,7 @@ from support import programs, recipes
 from tiekd.config import shipped
 from tiekd.config.recipe_yaml import dump
 from tiekd.tools.distill import latency, plan, stages, teacher, work
-from tiekd.tools.distill.commands import Commands, Ended
+from tiekd.tools.distill.commands import Commands, ProgramResult
 
 DISTILL = programs.ROOT / "bin" / "distill.py"
 OPTIONS = {
@@ -42,8 +42,8 @@ class Warm(Commands):
 
     kill_at = ""
 
-    def run(self, name: str, arguments, folder: Path | None = None) -> Ended:
-        self.tell(f"$ {self.shown(name, arguments, [])}")
+    def run(self, name: str, arguments, folder: Path | None = None) -> ProgramResult:
+        self.print_line(f"$ {self.shell_command(name, arguments, [])}")
         with programs.Program([str(shipped.programs()[name]), *arguments]) as started:
             if name == "train" and self.kill_at:
                 checkpoint = folder / "checkpoints" / self.kill_at
@@ -52,7 +52,7 @@ class Warm(Commands):
                 raise Killed
             result = started.result()
         assert result.code in (0, work.FOUND), result.stderr[-3000:]
-        return Ended(result.code, 0.0, 0)
+        return ProgramResult(result.code, 0.0, 0)
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ def test_locks_refuse_pipe(pipe, tmp_path):
     path = pipe(f"cache/{cache_frames._LOCK}")
     with (
         pytest.raises(DataError, match="a pipe, no lock; remove it"),
-        cache_frames._claimed(path.parent),
+        cache_frames._locked(path.parent),
     ):
         pass
 

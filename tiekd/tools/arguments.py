@@ -156,7 +156,8 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-set",
         metavar="NAME",
-        help="of several data sets the one, by its name or number from 0; default all in turn",
+        help="use only this one of the recipe's data sets, by its name or number from 0; default "
+        "each in turn",
     )
 
 
@@ -169,7 +170,7 @@ def add_evaluated_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-set",
         metavar="NAME",
-        help="of several data sets the one that is evaluated, by its name or number from 0",
+        help="the one of the recipe's data sets that is evaluated, by its name or number from 0",
     )
 
 

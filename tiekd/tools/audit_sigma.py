@@ -33,7 +33,7 @@ from tiekd.teachers.outputs import digest as digests
 from tiekd.teachers.outputs.sigma import SOURCES
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teaching import build_teacher, build_teachers, digest_of_maps
-from tiekd.tools.cache_teacher import Source, sources_of
+from tiekd.tools.cache_teacher import TeacherSettings, settings_of_teachers
 from tiekd.training.settings import Recipe
 from tiekd.visualization import charts
 from tiekd.visualization.charts import Curve
@@ -87,16 +87,16 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
             f"--sigma: {teacher.module} is from outside the project, and its sigma isn't measured; "
             "leave it out"
         )
-    sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
-    source = next(each for each in sources if each.teacher.where == teacher.where)
+    all_settings = settings_of_teachers(recipe, args.recipe, args.checkpoint, args.overrides)
+    settings = next(each for each in all_settings if each.teacher.where == teacher.where)
     found = Sigmas({}, {}, {})
     for name in SOURCES:
-        node = without_sigma(source) | {"sigma": {"from": name}}
+        node = without_sigma(settings) | {"sigma": {"from": name}}
         # Build the teacher with this source. The source "flip" needs the depth for the mirrored
         # image; other sources keep the recipe's setting of flip averaging.
         node |= {"flip": True} if name == "flip" else {}
         with errors_of(teacher.where):
-            built = _built(node, observer, source, found.missing)
+            built = _build(node, observer, settings, found.missing)
         if built is None:
             continue
         frames = sigmas.observe(replace(observer, teacher=built), args.frames)
@@ -136,8 +136,8 @@ def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device)
     return found
 
 
-def _built(
-    node: dict, observer: Observer, source: Source, missing: dict[str, str]
+def _build(
+    node: dict, observer: Observer, settings: TeacherSettings, missing: dict[str, str]
 ) -> FrozenTeacher | FoundationTeacher | None:
     """Builds a teacher that estimates its error (sigma) by a given source.
 
@@ -145,7 +145,7 @@ def _built(
         node: the teacher's recipe section, in which `sigma` names the source.
         observer: the object that runs the teacher on the audited frames; it has the device and the
             student's largest depth.
-        source: the recipe's teacher, with the resizing of its images.
+        settings: the recipe's teacher, with the resizing of its images.
         missing: name of a source that the teacher doesn't have -> the reason. An entry is added if
             the teacher doesn't have this source.
 
@@ -153,7 +153,7 @@ def _built(
         The teacher; None if it doesn't have the source.
     """
     try:
-        return build_teacher(node, observer.device, source.resize, observer.max_depth_m)
+        return build_teacher(node, observer.device, settings.resize, observer.max_depth_m)
     except TeacherError as error:
         place, _, why = str(error).partition(": ")
         if not place.startswith("teacher.sigma."):
@@ -236,7 +236,7 @@ def write(found: Sigmas, folder: Path) -> None:
         write_image(folder / CURVES, curves(found.measured))
 
 
-def told(found: Sigmas, folder: Path) -> str:
+def as_text(found: Sigmas, folder: Path) -> str:
     """Returns the measured sources of sigma as a table for the user, in one text.
 
     If a source orders pixels by their errors, a line below the table tells how to set
@@ -256,17 +256,17 @@ def told(found: Sigmas, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def without_sigma(source: Source) -> dict:
+def without_sigma(settings: TeacherSettings) -> dict:
     """Returns a teacher's recipe section, a dict, without the key `sigma`.
 
     A module from outside the project interprets all keys itself, so its section is unchanged.
 
     Args:
-        source: the recipe's teacher.
+        settings: the recipe's teacher.
     """
-    if source.teacher.module is not None:
-        return source.node
-    return {key: value for key, value in source.node.items() if key != "sigma"}
+    if settings.teacher.module is not None:
+        return settings.node
+    return {key: value for key, value in settings.node.items() if key != "sigma"}
 
 
 def _digest(teacher) -> str | None:

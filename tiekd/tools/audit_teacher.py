@@ -38,7 +38,7 @@ from tiekd.files import claim_folder
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher
 from tiekd.tools import audit_sigma
-from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, sources_of
+from tiekd.tools.cache_teacher import TIMEOUT_MINUTES, frames_of, settings_of_teachers
 from tiekd.training.settings import Recipe
 from tiekd.visualization import pictures
 from tiekd.visualization.frame_pictures import dilation_radius
@@ -81,12 +81,12 @@ def observer_of(
         with errors_of(node.where):
             teacher = build_teacher(node.own_section, device, map_index=map_index)
     else:
-        sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
-        source = next(each for each in sources if each.teacher.where == node.where)
+        all_settings = settings_of_teachers(recipe, args.recipe, args.checkpoint, args.overrides)
+        settings = next(each for each in all_settings if each.teacher.where == node.where)
         frames = frames_of(recipe, args.split)
         with errors_of(node.where):
-            plain = audit_sigma.without_sigma(source)
-            teacher = build_teacher(plain, device, source.resize, recipe.max_depth_m)
+            plain = audit_sigma.without_sigma(settings)
+            teacher = build_teacher(plain, device, settings.resize, recipe.max_depth_m)
         questions = Questions(swapped=True, covered=True, changed=True)
         if isinstance(teacher, StereoTeacher):
             # Run a stereo teacher on unchanged images only. It reads the image files itself, so
@@ -253,7 +253,7 @@ def _audit_set(recipe: Recipe, args: argparse.Namespace, device: torch.device) -
         found, out = audit_sigma.measure_mean(recipe, args, device), _folder(args)
         claim_folder(out, audit_sigma.FILES)
         audit_sigma.write(found, out)
-        print(audit_sigma.told(found, out))
+        print(audit_sigma.as_text(found, out))
     return code
 
 
@@ -317,6 +317,6 @@ def audit(recipe: Recipe, args: argparse.Namespace, device: torch.device, index:
         audit_sigma.write(uncertain, out)
     print(report.table(judged))
     if uncertain is not None:
-        print(audit_sigma.told(uncertain, out))
+        print(audit_sigma.as_text(uncertain, out))
     print(f"Worst frame: {names['worst']}, median frame: {names['median']}; see {out / PICTURE}")
     return int(bool(judged.suspicions))

@@ -77,7 +77,7 @@ def sources_of(recipe: Recipe, splits: tuple[str, ...], out: TextIO | None = Non
                 if image_io.needs_decoding(path)
             }
     for note in notes if out is not None else ():
-        _tell(out, f"Warning: {note}")
+        _print_line(out, f"Warning: {note}")
     return sources
 
 
@@ -100,18 +100,22 @@ def fill(
             files are decoded).
     """
     cache = Decoded(folder, recipe.dataset.root)
-    each = partial(_each, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out)
-    with _claimed(folder):
+    process_files = partial(
+        _process_files, num_workers=num_workers, timeout_s=recipe.loading.timeout_s, out=out
+    )
+    with _locked(folder):
         # Find the files whose array in the cache is missing or out of date, and with `verify` also
         # those whose array is damaged.
 
         if verify:
-            whole = list(each("verified", list(sources), partial(cache.holds, thoroughly=True)))
+            whole = list(
+                process_files("verified", list(sources), partial(cache.holds, thoroughly=True))
+            )
         else:
             whole = map(cache.holds, sources)
         missing = [source for source, is_whole in zip(sources, whole, strict=True) if not is_whole]
         there = len(sources) - len(missing)
-        _tell(
+        _print_line(
             out,
             f"Decoded: {len(sources)} files, {there} there already, {len(missing)} to make in "
             f"{folder}",
@@ -121,7 +125,7 @@ def fill(
         # array can't be written, end the job.
         problems = []
         with closing(
-            each("files", missing, partial(_write, cache, sources), there=there)
+            process_files("files", missing, partial(_write, cache, sources), there=there)
         ) as written:
             for problem in written:
                 if problem is not None and problem.kind == "disk":
@@ -129,7 +133,7 @@ def fill(
                 if problem is not None:
                     problems.append(problem)
     for problem in problems:
-        _tell(out, printable(str(problem)))
+        _print_line(out, printable(str(problem)))
     if problems:
         raise DataError(
             f"{len(problems)} of {len(sources)} files can't be decoded; all others are. "
@@ -155,7 +159,7 @@ def _write(cache: Decoded, sources: Sources, source: Path) -> DataError | None:
     return None
 
 
-def _each(
+def _process_files(
     noun: str,
     paths: list[Path],
     act: Callable,
@@ -198,7 +202,7 @@ def _each(
 def _check_disk(folder: Path, missing: list[tuple[Path, Callable]], out: TextIO) -> None:
     needed = sum(_bytes(*source) for source in missing)
     free = shutil.disk_usage(folder).free
-    _tell(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
+    _print_line(out, f"Disk: {needed / 1e9:.3f} GB needed, {free / 1e9:.3f} GB free")
     # Compare needed and free space before the first write. Otherwise the disk could get full hours
     # later, with an incomplete cache.
     if needed > free:
@@ -228,7 +232,7 @@ def _bytes(source: Path, decode: Callable) -> int:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Context manager that locks the cache's folder for this job.
 
     It first removes partial files of killed jobs.
@@ -270,7 +274,7 @@ def _names(paths: list[Path]) -> str:
     return ", ".join(map(str, paths))
 
 
-def _tell(out: TextIO, line: str) -> None:
+def _print_line(out: TextIO, line: str) -> None:
     out.write(f"{line}\n")
     out.flush()
 
@@ -288,7 +292,7 @@ def run(args: argparse.Namespace) -> None:
     given = []
     for name, _, own in recipe.sets_named(args.data_set):
         if name:
-            _tell(sys.stdout, f"Data set {name}:")
+            _print_line(sys.stdout, f"Data set {name}:")
         with errors_of_set(name):
             folder = _fill_set(own, args)
         option = f"data.{name}.decoded" if name else "data.decoded"

@@ -77,7 +77,7 @@ _PROBES = 3  # number of maps that are encoded to estimate the total size
 _MARGIN = 1.1  # safety factor by which the estimated total size is multiplied
 
 
-class Source(NamedTuple):
+class TeacherSettings(NamedTuple):
     """A teacher whose depth maps are to be written, with the settings of its predictions.
 
     Attributes:
@@ -106,12 +106,12 @@ class Source(NamedTuple):
         return f"{self.teacher.checkpoint}, flip averaging {'on' if self.flip else 'off'}"
 
 
-def teacher_of(
+def teacher_settings(
     recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
-) -> Source:
+) -> TeacherSettings:
     """Returns the teacher of a recipe: its `teacher`, or its own network if it has no `teacher`.
 
-    If the recipe has several teachers, the result is the first; `sources_of` returns all.
+    If the recipe has several teachers, the result is the first; `settings_of_teachers` returns all.
 
     Args:
         recipe: the recipe, with overrides applied.
@@ -128,12 +128,12 @@ def teacher_of(
     Raises:
         TeacherError: there are no weights, or the recipe's teacher is a folder of cached maps.
     """
-    return sources_of(recipe, recipe_path, checkpoint, overrides)[0]
+    return settings_of_teachers(recipe, recipe_path, checkpoint, overrides)[0]
 
 
-def sources_of(
+def settings_of_teachers(
     recipe: Recipe, recipe_path: str | Path, checkpoint: str | None, overrides: Sequence[str] = ()
-) -> list[Source]:
+) -> list[TeacherSettings]:
     """Returns the recipe section and settings of each teacher of a recipe that is a network.
 
     Teachers that are folders of cached maps are left out, since no maps can be made with them.
@@ -143,7 +143,7 @@ def sources_of(
         recipe_path: the recipe's file.
         checkpoint: weights file to use instead of the recipe's, allowed for a single teacher only;
             None to use the recipe's.
-        overrides: the arguments of `--set`, as for `teacher_of`.
+        overrides: the arguments of `--set`, as for `teacher_settings`.
 
     Returns:
         One entry per teacher, in the recipe's order. No network is built.
@@ -168,17 +168,17 @@ def sources_of(
     found = []
     for node in nodes or [TeacherNode(None)]:
         with errors_of(node.where):
-            found.append(_source_of(node, recipe, recipe_path, checkpoint, overrides))
+            found.append(_settings_of(node, recipe, recipe_path, checkpoint, overrides))
     return found
 
 
-def _source_of(
+def _settings_of(
     teacher: TeacherNode,
     recipe: Recipe,
     recipe_path: str | Path,
     checkpoint: str | None,
     overrides: Sequence[str],
-) -> Source:
+) -> TeacherSettings:
     """Returns the recipe section of one teacher with the path of its weights, and its settings.
 
     Args:
@@ -186,7 +186,7 @@ def _source_of(
         recipe: the recipe, with overrides applied.
         recipe_path: the recipe's file.
         checkpoint: weights file to use instead of the recipe's; None to use the recipe's.
-        overrides: the arguments of `--set`, as for `teacher_of`.
+        overrides: the arguments of `--set`, as for `teacher_settings`.
 
     Raises:
         TeacherError: there are no weights, or `checkpoint` is given for a teacher that loads its
@@ -199,7 +199,7 @@ def _source_of(
                 f"--checkpoint: {teacher.name} loads its own weights; give them as an argument "
                 "of it"
             )
-        return Source(teacher, teacher.kind is not None and bool(teacher.node.get("flip")))
+        return TeacherSettings(teacher, teacher.kind is not None and bool(teacher.node.get("flip")))
     # Use the recipe's own network and the weights that were trained with it if the teacher is this
     # network.
     if teacher.is_the_recipes_network:
@@ -212,21 +212,21 @@ def _source_of(
     if checkpoint is not None:
         teacher = teacher.with_checkpoint(checkpoint)
     teacher = teacher.with_checkpoint(teacher_checkpoint(teacher))
-    return Source(teacher, teacher.node.get("flip", True), resize)
+    return TeacherSettings(teacher, teacher.node.get("flip", True), resize)
 
 
 def folders_of(
     recipe: Recipe,
-    sources: Sequence[Source],
+    all_settings: Sequence[TeacherSettings],
     recipe_path: str | Path,
     split: str,
     out: Path | None = None,
 ) -> list[Path]:
-    """Returns the folder of each teacher's maps, in the order of `sources`.
+    """Returns the folder of each teacher's maps, in the order of `all_settings`.
 
     Args:
         recipe: the recipe, with overrides applied.
-        sources: the recipe's teachers, as `sources_of` returns them.
+        all_settings: the recipe's teachers, as `settings_of_teachers` returns them.
         recipe_path: the recipe's file.
         split: "train" or "val".
         out: the folder that the user gives: for one teacher the folder of the maps, for several
@@ -234,7 +234,7 @@ def folders_of(
     """
     if recipe.teachers.several is None:
         return [out or default_folder(recipe, recipe_path, split)]
-    folders = [default_folder(recipe, recipe_path, split, each.teacher) for each in sources]
+    folders = [default_folder(recipe, recipe_path, split, each.teacher) for each in all_settings]
     if out is not None:
         folders = [out / folder.name for folder in folders]
     # Number the folders of teachers that would otherwise share one, such as two settings of one
@@ -296,7 +296,12 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
 
 
 def cache_maps(
-    recipe: Recipe, source: Source, frames: Dataset, folder: Path, device: torch.device, out: TextIO
+    recipe: Recipe,
+    settings: TeacherSettings,
+    frames: Dataset,
+    folder: Path,
+    device: torch.device,
+    out: TextIO,
 ) -> None:
     """Writes the maps that the folder doesn't contain yet.
 
@@ -306,7 +311,7 @@ def cache_maps(
 
     Args:
         recipe: the recipe, with overrides applied.
-        source: the teacher.
+        settings: the teacher.
         frames: the frames, as `frames_of` builds them.
         folder: the folder of the maps and their manifest.
         device: this rank's device.
@@ -318,23 +323,23 @@ def cache_maps(
         DataError: the maps don't fit on the disk.
     """
     # Build the teacher, and the manifest, which records how the maps are made.
-    where = source.teacher.where
+    where = settings.teacher.where
     with errors_of(where):
-        teacher = build_teacher(source.node, device, source.resize, recipe.max_depth_m)
-        described, resize = source.node, {}
-        record = record_of(teacher, source.teacher)
-        told = [f"Teacher: {learned_from.describe(each)}" for each in record]
+        teacher = build_teacher(settings.node, device, settings.resize, recipe.max_depth_m)
+        described, resize = settings.node, {}
+        record = record_of(teacher, settings.teacher)
+        lines = [f"Teacher: {learned_from.describe(each)}" for each in record]
         if isinstance(teacher, FoundationTeacher | StereoTeacher):
             described = teacher.description
-            told += teacher.check_frames(listed_frames(frames))
-        elif source.teacher.module is None:
-            described, resize = source.teacher.network, teacher.resize.node()
+            lines += teacher.check_frames(listed_frames(frames))
+        elif settings.teacher.module is None:
+            described, resize = settings.teacher.network, teacher.resize.node()
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
         described,
         record[0]["digest"],
-        source.flip,
+        settings.flip,
         resize,
         getattr(teacher, "max_depth_m", None),
     )
@@ -348,14 +353,14 @@ def cache_maps(
         manifest[teacher_maps.SIGMA_SCALE] = manifest["full_scale_m"]
     stated = getattr(teacher, "sigma", None)
     if isinstance(stated, SigmaOptions) and stated.source is None:
-        told.append(
+        lines.append(
             f"Teacher: its constant sigma isn't in the maps; set teacher.sigma={stated.constant:g} "
             "beside teacher.maps"
         )
     elif isinstance(stated, SigmaOptions):
         manifest[teacher_maps.SIGMA] = stated.description
-        told.append(stated.note())
-    if source.teacher.name is None:
+        lines.append(stated.note())
+    if settings.teacher.name is None:
         least = least_size.least_side(teacher.network)
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     if getattr(teacher, "needs_focal", False):
@@ -363,7 +368,7 @@ def cache_maps(
     found = teacher_maps.read_manifest(folder)
     if comm.broadcast_object(found is None):
         audited = teacher_audit.audit(
-            source.teacher,
+            settings.teacher,
             teacher,
             frames,
             max_depth_m=recipe.max_depth_m,
@@ -382,14 +387,14 @@ def cache_maps(
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     encoding = _Encoding(manifest["full_scale_m"], manifest.get(teacher_maps.SIGMA_SCALE))
     job = _Job(teacher, frames, index_by_name, folder, encoding, device, out)
-    for line in told:
-        job.tell(line)
+    for line in lines:
+        job.print_line(line)
     for note in getattr(frames, "notes", ()):
-        job.tell(f"Warning: {note}")
-    with _claimed(folder, manifest, cameras):
+        job.print_line(f"Warning: {note}")
+    with _locked(folder, manifest, cameras):
         missing = job.missing()
         total = len(index_by_name)
-        job.tell(
+        job.print_line(
             f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make "
             f"in {folder}"
         )
@@ -398,7 +403,7 @@ def cache_maps(
             job.make(missing, recipe.loading)
         comm.barrier()
         if comm.is_main() and getattr(teacher, "anchor", None) is not None:
-            job.tell(anchor_quality.merge(folder, list(index_by_name)))
+            job.print_line(anchor_quality.merge(folder, list(index_by_name)))
 
 
 def _any_turned(frames: Dataset) -> bool:
@@ -486,7 +491,7 @@ class _Job:
     device: torch.device
     out: TextIO
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Writes a line to `out` on rank 0; does nothing on other ranks.
 
         Args:
@@ -527,12 +532,12 @@ class _Job:
                 {missing[round(i * (len(missing) - 1) / (_PROBES - 1))] for i in range(_PROBES)}
             )
             sizes = [
-                sum(map(len, self._encoded(found)))
-                for _, found in self._depths(probes, ALL_BATCHES, NO_WORKERS)
+                sum(map(len, self._encode(found)))
+                for _, found in self._predict(probes, ALL_BATCHES, NO_WORKERS)
             ]
             needed = _MARGIN * len(missing) * sum(sizes) / len(sizes)
             free = shutil.disk_usage(self.folder).free
-            self.tell(f"Disk: {_size(needed)} needed, {_size(free)} free")
+            self.print_line(f"Disk: {_size(needed)} needed, {_size(free)} free")
             if needed > free:
                 problem = (
                     f"{self.folder}: {len(missing)} maps need {_size(needed)}, {_size(free)} is "
@@ -558,7 +563,7 @@ class _Job:
                 # of filling the memory with maps.
                 waiting = deque()
                 share = RankShare(comm.rank(), comm.world_size())
-                for name, found in self._depths(missing, share, loading):
+                for name, found in self._predict(missing, share, loading):
                     if found.quality is not None:
                         # Record how well this relative map was fitted to metric depth. Do so before
                         # the map itself is written, so that no map lacks its record.
@@ -577,12 +582,12 @@ class _Job:
         # Warn about empty maps, unless the teacher's relative depth is fitted to metric depth
         # (anchor): then the summary of the fits counts them.
         if empty and getattr(self.teacher, "anchor", None) is None:
-            self.tell(
+            self.print_line(
                 f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
                 f"depth above 0 for their images, such as for {empty[0]}"
             )
 
-    def _depths(
+    def _predict(
         self, names: list[str], share: RankShare, loading: Loading
     ) -> Iterator[tuple[str, _Map]]:
         """Calls the teacher for this rank's share of some frames, and yields the resulting maps.
@@ -625,10 +630,10 @@ class _Job:
         return [*(sigma if self.encoding.sigma_m is not None else ()), self.folder / name]
 
     def _write(self, name: str, found: _Map) -> None:
-        for path, content in zip(self._files(name), self._encoded(found), strict=True):
+        for path, content in zip(self._files(name), self._encode(found), strict=True):
             image_io.write_durably(path, content)
 
-    def _encoded(self, found: _Map) -> list[bytes]:
+    def _encode(self, found: _Map) -> list[bytes]:
         """Returns the PNG bytes of a frame's map files in the order of `_files`: [sigma,] depth.
 
         Args:
@@ -644,7 +649,7 @@ class _Job:
 
 
 @contextmanager
-def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterator[None]:
+def _locked(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterator[None]:
     """Context manager that locks a folder of maps for this job. Collective.
 
     A new folder and its manifest are created.
@@ -659,7 +664,7 @@ def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterat
         TeacherError: another job holds the lock, or the folder has maps of another teacher or other
             settings, or images, or can't be written to; raised on all ranks.
     """
-    lock, problem = _claim(folder, manifest, cameras) if comm.is_main() else (None, None)
+    lock, problem = _lock(folder, manifest, cameras) if comm.is_main() else (None, None)
     problem = comm.broadcast_object(problem)
     if problem:
         raise TeacherError(problem)
@@ -670,7 +675,7 @@ def _claimed(folder: Path, manifest: dict, cameras: map_focals.Focals) -> Iterat
             lock.close()
 
 
-def _claim(
+def _lock(
     folder: Path, manifest: dict, cameras: map_focals.Focals
 ) -> tuple[TextIO | None, str | None]:
     """Locks a folder of maps for this job, on rank 0 only.
@@ -810,51 +815,51 @@ def _cache_set(
         Overrides of the recipe, each as for `--set`, which make a student learn from these maps.
     """
     frames = frames_of(recipe, args.split)
-    sources = sources_of(recipe, args.recipe, args.checkpoint, args.overrides)
-    folders = folders_of(recipe, sources, args.recipe, args.split, args.out)
+    all_settings = settings_of_teachers(recipe, args.recipe, args.checkpoint, args.overrides)
+    folders = folders_of(recipe, all_settings, args.recipe, args.split, args.out)
     if name and args.out is None:
         # Put the data set's name into the default folder's name. Sets may share `data.root` and
         # have frames of equal names, so their maps could overwrite each other.
         folders = [folder.with_name(f"{folder.name}_{name}") for folder in folders]
     for folder in folders:
         read_folders.refuse("--out", folder, (".png",), recipe.data)
-    for source, folder in zip(sources, folders, strict=True):
+    for settings, folder in zip(all_settings, folders, strict=True):
         if comm.is_main():
-            named = "Teacher" if recipe.teachers.several is None else source.teacher.where
-            print(f"{named}: {source}, on {comm.world_size()} rank(s)")
-        cache_maps(recipe, source, frames, folder, device, sys.stdout)
+            named = "Teacher" if recipe.teachers.several is None else settings.teacher.where
+            print(f"{named}: {settings}, on {comm.world_size()} rank(s)")
+        cache_maps(recipe, settings, frames, folder, device, sys.stdout)
         if args.split == "train" and recipe.scores_teacher and recipe.validates:
             # Make maps of the validation frames, too, if evaluations compare with the teacher: a
             # run then reads them.
-            cache_maps(recipe, source, frames_of(recipe, "val"), folder, device, sys.stdout)
-    made = {
-        source.teacher.where: folder.resolve()
-        for source, folder in zip(sources, folders, strict=True)
+            cache_maps(recipe, settings, frames_of(recipe, "val"), folder, device, sys.stdout)
+    map_folders = {
+        settings.teacher.where: folder.resolve()
+        for settings, folder in zip(all_settings, folders, strict=True)
     }
-    learned = learning(recipe, made)
+    override = override_for_maps(recipe, map_folders)
     if not name:
-        return ["teacher=null", learned]
+        return ["teacher=null", override]
     # Replace the teacher of this data set by its maps: null removes the section, and the second
     # override adds one with the maps.
     place = f"data.{name}."
     removed = "teachers" if recipe.teachers.several == "teachers" else "teacher"
-    return [f"{place}{removed}=null", f"{place}{learned}"]
+    return [f"{place}{removed}=null", f"{place}{override}"]
 
 
-def learning(recipe: Recipe, made: Mapping[str, Path]) -> str:
+def override_for_maps(recipe: Recipe, map_folders: Mapping[str, Path]) -> str:
     """Returns an override of the recipe, as for `--set`, that makes a student learn from maps.
 
     Args:
         recipe: the recipe, with overrides applied.
-        made: key of a teacher in the recipe, such as "teacher" or "teachers.0" -> the folder of its
-            maps.
+        map_folders: key of a teacher in the recipe, such as "teacher" or "teachers.0" -> the folder
+            of its maps.
     """
     teachers = recipe.teachers
     if teachers.several is None:
-        return f"teacher.maps={next(iter(made.values()))}"
+        return f"teacher.maps={next(iter(map_folders.values()))}"
     entries = []
     for node in teachers.nodes:
-        entry = {"maps": str(made.get(node.where, node.maps)), "weight": node.weight}
+        entry = {"maps": str(map_folders.get(node.where, node.maps)), "weight": node.weight}
         entries.append(entry if node.sigma is None else entry | {"sigma": node.sigma})
     # Write lists and dicts as JSON, which YAML parsers accept, so that they fit on a command line.
     if teachers.several == "teachers":

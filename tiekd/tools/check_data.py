@@ -334,7 +334,7 @@ def _short(
     if not any(split.findings for split in splits):
         return "\n".join(rows[:-1] + ([] if _notes(splits) else ["Nothing was found."]))
     # Add the path of the full report, and the options that make a run use the cleaned split files.
-    rows += ["", f"All of them: {out / TEXT}"]
+    rows += ["", f"All faults and warnings: {out / TEXT}"]
     if empty:
         rows.append(
             f"No cleaned split is written, for no frame would be left in {', '.join(empty)}"

@@ -36,7 +36,7 @@ def main() -> None:
     name, *rest = words or ["--help"]
     programs = shipped.programs()
     if name not in programs:
-        entrypoint.program(lambda: _answer(name, programs))
+        entrypoint.program(lambda: _print_help(name, programs))
     # Tell the program, its ranks and its restarts by an environment variable to print commands in
     # the form `tiekd NAME`.
     os.environ[console.CONSOLE] = "1"
@@ -48,7 +48,7 @@ def main() -> None:
     entrypoint.program(program["main"])
 
 
-def _answer(name: str, programs: dict[str, Path]) -> None:
+def _print_help(name: str, programs: dict[str, Path]) -> None:
     """Prints help or the version if the command line begins with that option instead of a program.
 
     Args:

@@ -75,7 +75,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     # Measure iterations, an evaluation, a checkpoint and the peak of memory.
     machine = environment()
     watch = Stopwatch(device, sections.loading.workers, state.accumulation)
-    begin(parts, watch)
+    train_timed(parts, watch)
     evaluations = _evaluations(parts)
     evaluation_s = _evaluation_s(parts)
     weights_bytes, checkpoint_bytes = _checkpoint_bytes(parts)
@@ -115,7 +115,7 @@ def dry_run(recipe: dict, recipe_path: Path, engine_config: dict) -> list[str]:
     return told + ([f"A run would be refused here now: {refusal}"] if refusal else [])
 
 
-def begin(parts: Parts, watch: Stopwatch) -> None:
+def train_timed(parts: Parts, watch: Stopwatch) -> None:
     """Builds the engine and trains until enough iterations are timed. Collective.
 
     Args:
@@ -133,9 +133,9 @@ def begin(parts: Parts, watch: Stopwatch) -> None:
     # second file of weights to checkpoints.
     averages = [hook for hook in state.hooks if isinstance(hook, Ema)]
     hooks = [KeptMemory(), *averages, watch]
-    begun = replace(state, hooks=hooks, total_iterations=_MOST_ITERATIONS)
-    train(begun, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
-    state.average = begun.average
+    timed_state = replace(state, hooks=hooks, total_iterations=_MOST_ITERATIONS)
+    train(timed_state, batches, parts.teacher, parts.criterion, parts.schedule, parts.targets)
+    state.average = timed_state.average
     batches.close()
 
 
@@ -232,7 +232,8 @@ def _evaluations(parts: Parts) -> int:
     """
     hooks = [hook for hook in parts.state.hooks if isinstance(hook, Evaluation)]
     return sum(
-        len(list(_moments(parts, hook.settings.interval, hook.settings.by))) for hook in hooks
+        len(list(_due_iterations(parts, hook.settings.interval, hook.settings.by)))
+        for hook in hooks
     )
 
 
@@ -321,7 +322,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
         return [f"Disk: {size(checkpoint_bytes)} a checkpoint; the recipe's own hook says how many"]
     # Count the checkpoints that are on the disk at the same time at most: those that are kept, and
     # the one being written.
-    saved = list(_moments(parts, saver.interval, saver.by))
+    saved = list(_due_iterations(parts, saver.interval, saver.by))
     for_good = []
     if saver.keep_every:
         period = parts.state.period(saver.keep_every, saver.by)
@@ -346,7 +347,7 @@ def _disk(parts: Parts, weights_bytes: int, checkpoint_bytes: int) -> list[str]:
     return lines
 
 
-def _moments(parts: Parts, interval: int, by: str) -> Iterator[int]:
+def _due_iterations(parts: Parts, interval: int, by: str) -> Iterator[int]:
     """Yields the iterations at which a periodic action is due; the run's last one is included.
 
     Args:

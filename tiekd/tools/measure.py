@@ -79,17 +79,17 @@ class Stopwatch(Hook):
 
         Iterations of the warm-up are left out, unless there are no others.
         """
-        return tuple(statistics.median(column) for column in zip(*self._timed(), strict=True))
+        return tuple(statistics.median(column) for column in zip(*self._timed_rows(), strict=True))
 
     def range_s(self) -> tuple[float, float]:
         """Returns (seconds of the shortest iteration, seconds of the longest one).
 
         Iterations of the warm-up are left out, unless there are no others.
         """
-        times = [row[0] for row in self._timed()]
+        times = [row[0] for row in self._timed_rows()]
         return min(times), max(times)
 
-    def _timed(self) -> list[tuple[float, float]]:
+    def _timed_rows(self) -> list[tuple[float, float]]:
         return self.rows[self.warm_up :] or self.rows[-2:]
 
     def _has_enough(self) -> bool:

@@ -28,7 +28,7 @@ from tiekd.errors import LaunchError
 from tiekd.kernels.convolution import prepare_bf16
 from tiekd.models.build import build_network
 from tiekd.models.layers.batch_norm import BatchNorm2d
-from tiekd.tools.dry_run import begin, size
+from tiekd.tools.dry_run import size, train_timed
 from tiekd.tools.measure import Stopwatch
 from tiekd.training.build import Parts, build_parts
 from tiekd.training.settings import Recipe
@@ -85,16 +85,16 @@ def find(recipe: dict, engine_config: dict, memory_gb: float | None) -> list[str
     # buffers are allocated.
     one_image = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": "auto"}
     parts = build_parts(sections, engine_config | one_image, device, resuming=False, begins=True)
-    begin(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
+    train_timed(parts, Stopwatch(device, 0, parts.state.accumulation, least=1))
     share = options.batch_size // comm.world_size()
-    try_images = _on_a_copy(parts)
+    try_images = _trial_function(parts)
     # Use a memory budget on a CPU, where the process would be killed. A GPU raises
     # OutOfMemoryError.
     budget = _budget(device, memory_gb) if device.type == "cpu" else None
     tries = find_largest(
         [n for n in range(1, share + 1) if share % n == 0], try_images, device, budget
     )
-    return _told(parts, tries, share, budget)
+    return _result_lines(parts, tries, share, budget)
 
 
 def find_largest(
@@ -121,9 +121,9 @@ def find_largest(
             # Return cached free memory to the system; its reuse would hide how much more memory a
             # larger micro-batch needs.
             allocator.give_back()
-        foreseen = _foreseen(tries, images, memory.held_bytes(device))
-        mine = Try(images, foreseen, None, False)
-        if all(comm.gather_objects(budget is None or foreseen <= budget)):
+        expected_bytes = _extrapolate_peak(tries, images, memory.held_bytes(device))
+        mine = Try(images, expected_bytes, None, False)
+        if all(comm.gather_objects(budget is None or expected_bytes <= budget)):
             mine = _try(images, try_images, device, budget)
         shares = comm.gather_objects(mine)
         tries.append(
@@ -139,7 +139,7 @@ def find_largest(
     return tries
 
 
-def _foreseen(tries: list[Try], images: int, held: float) -> float:
+def _extrapolate_peak(tries: list[Try], images: int, held: float) -> float:
     """Returns the extrapolated peak bytes of a forward and backward pass on some images.
 
     With two earlier tries the extrapolation is linear. With one earlier try, its memory above
@@ -195,7 +195,7 @@ def _try(
     return result
 
 
-def _on_a_copy(parts: Parts) -> Callable[[int], None]:
+def _trial_function(parts: Parts) -> Callable[[int], None]:
     """Returns a function that runs forward and backward on a given number of images.
 
     The function runs the teacher, a copy of the student, and the losses, but no optimizer step.
@@ -224,7 +224,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     batches.close()
 
     def try_images(images: int) -> None:
-        batch = Batch(*(_repeated(value, images) for value in one))
+        batch = Batch(*(_repeat(value, images) for value in one))
         if one.data_sets is not None:
             # If the recipe has several data sets, state the repeated image's data set for every
             # image.
@@ -239,7 +239,7 @@ def _on_a_copy(parts: Parts) -> Callable[[int], None]:
     return try_images
 
 
-def _repeated(value: Tensor | list | None, times: int) -> Tensor | list | None:
+def _repeat(value: Tensor | list | None, times: int) -> Tensor | list | None:
     if isinstance(value, Tensor):
         return value.expand(times, *value.shape[1:]).contiguous()
     return value * times if isinstance(value, list) else value
@@ -254,7 +254,7 @@ def _budget(device: torch.device, memory_gb: float | None) -> float:
     )
 
 
-def _told(parts: Parts, tries: list[Try], share: int, budget: float | None) -> list[str]:
+def _result_lines(parts: Parts, tries: list[Try], share: int, budget: float | None) -> list[str]:
     ranks = comm.world_size()
     lines = ["Micro-batch   accumulation   memory of a rank   time an image"]
     for images, peak, seconds, fits in tries:

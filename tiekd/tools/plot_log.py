@@ -89,7 +89,7 @@ class Run(NamedTuple):
         rows = self._rows_of(key)
         return [getattr(row, by) for row in rows], [row.values[key] for row in rows]
 
-    def meanings(self, key: str) -> set[bool]:
+    def agreement_flags(self, key: str) -> set[bool]:
         """Returns the values of `is_agreement` that occur in the rows of one key's curve, as a set.
 
         It has both True and False if some evaluations compared with the teacher and others with
@@ -195,7 +195,7 @@ def _title(runs: Sequence[Run], key: str) -> str:
         LaunchError: the values are agreement with the teacher in some evaluations, and accuracy in
             others.
     """
-    found = [(run.name, meaning) for run in runs for meaning in run.meanings(key)]
+    found = [(run.name, meaning) for run in runs for meaning in run.agreement_flags(key)]
     ours, others = ([name for name, each in found if each is kind] for kind in (True, False))
     if ours and others:
         raise LaunchError(
@@ -249,7 +249,7 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
             axes.plot(xs, ys, color=colour, alpha=0.33, zorder=2.1)
             ys = _running_mean(ys, smooth)
         lines += axes.plot(xs, ys, color=colour, linewidth=2, zorder=2.2)
-        lines[-1].set(marker="o", markersize=5, markevery=_dotted(ys))
+        lines[-1].set(marker="o", markersize=5, markevery=_dot_indices(ys))
     # Give names and curves to the legend explicitly, since matplotlib omits labels that begin with
     # an underscore, as a run's name may.
     legend = axes.legend(
@@ -264,7 +264,7 @@ def _draw(axes, runs: Sequence[Run], key: str, by: str, x_unit: float, smooth: i
         text.set_parse_math(False)
 
 
-def _dotted(ys: Sequence[float]) -> list[int]:
+def _dot_indices(ys: Sequence[float]) -> list[int]:
     """Returns the indices of the points of a curve that are also shown as dots.
 
     In a short curve these are all points. In a long curve these are points without finite
@@ -305,7 +305,7 @@ def _read_run(path: Path) -> list[Row]:
         raise DataError(
             f"{path}: has no row of training yet; a run writes one every log.interval iterations"
         )
-    by_epoch, per_epoch = _counting(lines, files)
+    by_epoch, per_epoch = _iteration_counting(lines, files)
     rows: list[Row] = []
     for part in parts:
         per_epoch = next((line["of"] for line in part if line["mode"] == _RENUMBERED), per_epoch)
@@ -317,7 +317,7 @@ def _read_run(path: Path) -> list[Row]:
             math.inf,
         )
         rows = [row for row in rows if row.iteration < first]
-        rows += _place(part, by_epoch, per_epoch, rows)
+        rows += _locate_rows(part, by_epoch, per_epoch, rows)
     return rows
 
 
@@ -362,7 +362,7 @@ def _read_json_lines(path: Path) -> list[dict]:
     return found
 
 
-def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
+def _iteration_counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     """Finds out if the `iter` of a run's training rows restarts with each epoch.
 
     Args:
@@ -375,19 +375,21 @@ def _counting(lines: list[dict], files: Sequence[Path]) -> tuple[bool, float]:
     """
     train = [line for line in lines if line["mode"] == "train"]
     texts = [file.with_suffix("") for file in files]  # the .log file of x.log.json is x.log
-    said = next(filter(None, (_said_per_epoch(text) for text in texts if text.is_file())), None)
+    stated = next(
+        filter(None, (_read_iterations_per_epoch(text) for text in texts if text.is_file())), None
+    )
     falls = any(
         b["epoch"] > a["epoch"] and b["iter"] <= a["iter"]
         for a, b in zip(train, train[1:], strict=False)
     )
-    if said or falls or max(line["epoch"] for line in train) == 1:
-        return True, said or max(line["iter"] for line in train)
+    if stated or falls or max(line["epoch"] for line in train) == 1:
+        return True, stated or max(line["iter"] for line in train)
     # Estimate the number of iterations per epoch, per_epoch. `iter` counts over the run, so in
     # every row (epoch - 1) * per_epoch < iter <= epoch * per_epoch.
     return False, max(line["iter"] / line["epoch"] for line in train)
 
 
-def _said_per_epoch(path: Path) -> int | None:
+def _read_iterations_per_epoch(path: Path) -> int | None:
     """Reads the number of iterations per epoch from a `.log` file; None if it isn't stated.
 
     The number is M in the first text of the form `Epoch [1][50/M]`.
@@ -402,7 +404,9 @@ def _said_per_epoch(path: Path) -> int | None:
     return None
 
 
-def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]) -> list[Row]:
+def _locate_rows(
+    lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row]
+) -> list[Row]:
     """Returns the rows of one file with their iteration, epoch and time since the run's start.
 
     An evaluation gets the iteration of the training row before it. If no more training rows of its
@@ -429,7 +433,7 @@ def _place(lines: list[dict], by_epoch: bool, per_epoch: float, before: list[Row
             iteration = _iteration(line, by_epoch, per_epoch)
             hours += max(iteration - passed, 0) * values.get("time", 0.0) / 3600
             passed = iteration
-        elif by_epoch and not _goes_on(lines[index + 1 :], line["epoch"]):
+        elif by_epoch and not _continues_epoch(lines[index + 1 :], line["epoch"]):
             iteration = max(line["epoch"] * per_epoch, iteration)
         place = iteration, iteration / per_epoch, hours
         rows.append(Row(line["mode"], *place, values, line.get("against") == "teacher"))
@@ -447,7 +451,7 @@ def _iteration(line: dict, by_epoch: bool, per_epoch: float) -> float:
     return line["iter"] + (line["epoch"] - 1) * per_epoch * by_epoch
 
 
-def _goes_on(later: list[dict], epoch: int) -> bool:
+def _continues_epoch(later: list[dict], epoch: int) -> bool:
     """Returns True if later rows contain training of the same epoch.
 
     Args:

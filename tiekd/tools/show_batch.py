@@ -115,7 +115,7 @@ def global_batch(
         )
         reader = BatchReader(dataset, augment, train.seed, resize=resize)
         for index, (keys, batch) in enumerate(zip(sampler, batches, strict=True)):
-            decisions = [_drawn(reader, *key) for key in keys]
+            decisions = [_draw_decisions(reader, *key) for key in keys]
             # Wrap indices around that exceed the dataset's length, as those of repeated samples in
             # a small dataset do.
             samples = [(epoch, index % len(dataset)) for epoch, index in keys]
@@ -184,7 +184,7 @@ def describe(micro_batch: MicroBatch, sample: int, teacher_depth: Tensor | None)
     )
 
 
-def _drawn(reader: BatchReader, epoch: int, index: int) -> Decisions:
+def _draw_decisions(reader: BatchReader, epoch: int, index: int) -> Decisions:
     """Returns the parameters of a sample's random augmentation, which depend on its image's size.
 
     With `data.on_error: skip` the image may be that of another frame, which is read in place of one

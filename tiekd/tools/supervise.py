@@ -45,14 +45,14 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         The exit code: 0 if the run finished, 75 if it was asked to stop, otherwise the exit code of
         the last launch.
     """
-    asked: list[int] = []
+    received_signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: asked.append(number))
+        signal.signal(number, lambda number, _frame: received_signals.append(number))
     newest = _newest(work_dir)
     idle = 0  # number of consecutive launches that produced no newer checkpoint
     for attempt in range(restarts + 1):
         before = workdir.read_outcome(work_dir)
-        code = run_once(command, work_dir, asked)
+        code = run_once(command, work_dir, received_signals)
         outcome = workdir.read_outcome(work_dir)
         # Ignore an unchanged outcome.json: it describes the previous launch, because this launch
         # ended too early to write its own.
@@ -63,7 +63,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
         # Return if the run is complete or was asked to stop.
         if outcome is not None and outcome.is_complete:
             return 0
-        if asked or (outcome is not None and outcome.outcome == "stopped"):
+        if received_signals or (outcome is not None and outcome.outcome == "stopped"):
             return STOPPED_CODE
         # Launch the crashed run again, unless several launches in a row gave no newer checkpoint.
         why = "killed, or it did not begin"
@@ -74,15 +74,15 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
             f"{newest}"
         )
         if idle == _STARTS_WITHOUT_GAIN:
-            _tell(f"{ended}, as before; not started again")
+            _print_line(f"{ended}, as before; not started again")
             break
         if attempt == restarts:
-            _tell(f"{ended}; that was the last of {restarts} restarts")
+            _print_line(f"{ended}; that was the last of {restarts} restarts")
             break
         pause_s = min(_LONGEST_PAUSE_S, 2**attempt)
-        _tell(f"{ended}; restart {attempt + 1} of {restarts} in {pause_s} s")
-        _wait(lambda: bool(asked), pause_s)
-        if asked:
+        _print_line(f"{ended}; restart {attempt + 1} of {restarts} in {pause_s} s")
+        _wait(lambda: bool(received_signals), pause_s)
+        if received_signals:
             return STOPPED_CODE
     return code or 1
 
@@ -90,7 +90,7 @@ def supervise(command: Sequence[str], work_dir: Path, restarts: int) -> int:
 def run_once(
     command: Sequence[str],
     work_dir: Path,
-    asked: list[int],
+    received_signals: list[int],
     output: BinaryIO | None = None,
     watch: Callable[[set[psutil.Process]], None] | None = None,
     prepare: Callable[[], None] | None = None,
@@ -102,7 +102,7 @@ def run_once(
     Args:
         command: the command that resumes the run.
         work_dir: the run's work dir, whose lock shows that rank 0 still runs.
-        asked: the signals to this process so far; the signal handlers append to it.
+        received_signals: the signals to this process so far; the signal handlers append to it.
         output: file that receives what the command prints; None for this process's own streams.
         watch: function that is called several times a second with all descendants of this process;
             None for no calls.
@@ -123,10 +123,10 @@ def run_once(
         preexec_fn=prepare,  # noqa: PLW1509 - it only calls the kernel
     )
     everything: set[psutil.Process] = set()
-    told = 0
+    num_forwarded = 0
     gone_at = None
     while True:
-        everything |= _below_this()
+        everything |= _descendants()
         if watch is not None:
             watch(everything)
         if child.poll() is not None:
@@ -135,22 +135,22 @@ def run_once(
             # still be saving a checkpoint.
             if not workdir.is_in_use(work_dir) or time.monotonic() - gone_at > _RANKS_LEAVE_S:
                 break
-        if len(asked) > told:
-            told = len(asked)
+        if len(received_signals) > num_forwarded:
+            num_forwarded = len(received_signals)
             with contextlib.suppress(ProcessLookupError):
-                os.kill(_to_be_asked(work_dir, child.pid), signal.SIGTERM)
-            for process in everything if told > 1 else ():
+                os.kill(_pid_to_signal(work_dir, child.pid), signal.SIGTERM)
+            for process in everything if num_forwarded > 1 else ():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
         time.sleep(0.2)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _below_this() -> set[psutil.Process]:
+def _descendants() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def _to_be_asked(work_dir: Path, child: int) -> int:
+def _pid_to_signal(work_dir: Path, child: int) -> int:
     """Returns the ID of the process to which a request to stop the run is sent.
 
     It is rank 0's process if rank 0 runs on this machine: rank 0 makes all ranks save and stop
@@ -177,6 +177,6 @@ def _wait(condition, timeout_s: float) -> None:
         time.sleep(0.1)
 
 
-def _tell(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stderr.write(f"tiekd: {text}\n")
     sys.stderr.flush()

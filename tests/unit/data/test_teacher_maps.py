@@ -53,7 +53,7 @@ def ground(tmp_path_factory) -> Path:
     network.head.conv.bias.data += 2.5
     write_weights(folder / "teacher.pth", network.state_dict(), FAR, 0)
     recipe = recipe_of(folder)
-    source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
+    source = cache_teacher.teacher_settings(Recipe(recipe), "student.yaml", None)
     frames = cache_teacher.frames_of(Recipe(recipe), "train")
     cache_teacher.cache_maps(
         Recipe(recipe), source, frames, folder / "kitti" / "gt_kd", CPU, io.StringIO()
@@ -244,7 +244,7 @@ def test_cache_maps_resumes_old_folder(ground, tmp_path):
     recipe = recipe_of(ground)
     made = (
         Recipe(recipe),
-        cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None),
+        cache_teacher.teacher_settings(Recipe(recipe), "student.yaml", None),
         cache_teacher.frames_of(Recipe(recipe), "train"),
     )
     cache_teacher.cache_maps(*made, tmp_path, CPU, io.StringIO())

@@ -369,7 +369,7 @@ def test_unknown_focals_are_told_before_the_first_frame(models, ground, tmp_path
     frames = cache_teacher.frames_of(Recipe(recipe), "val")
     first, *others = frames.frames
     frames.frames = FrameTable.of([first._replace(camera=None), *others])
-    source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
+    source = cache_teacher.teacher_settings(Recipe(recipe), "student.yaml", None)
     out = io.StringIO()
     cache_teacher.cache_maps(Recipe(recipe), source, frames, tmp_path / "maps", CPU, out)
     assert (
@@ -377,7 +377,7 @@ def test_unknown_focals_are_told_before_the_first_frame(models, ground, tmp_path
         "field of view for them\n" in out.getvalue()
     )
     recipe["teacher"] = node_of(models / "dpt", output="canonical")
-    source = cache_teacher.teacher_of(Recipe(recipe), "student.yaml", None)
+    source = cache_teacher.teacher_settings(Recipe(recipe), "student.yaml", None)
     with pytest.raises(TeacherError, match="1 of 2 frames have no focal length, and its output is"):
         cache_teacher.cache_maps(Recipe(recipe), source, frames, tmp_path / "other", CPU, out)
     assert split.is_file()

@@ -18,7 +18,7 @@ from tiekd.evaluation.teacher_audit.observe import Observer
 from tiekd.teachers.outputs.sigma import options_of
 from tiekd.teaching import build_teachers
 from tiekd.tools import audit_sigma
-from tiekd.tools.cache_teacher import Source
+from tiekd.tools.cache_teacher import TeacherSettings
 from tiekd.training.settings import Recipe
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_measure_sources(root, tmp_path, monkeypatch):
         options_of(node | {"from": "own"})
     with Image.open(tmp_path / "sigma.png") as image:
         assert image.size == (1200, 400)
-    told = audit_sigma.told(found, tmp_path)
+    told = audit_sigma.as_text(found, tmp_path)
     assert "own doesn't order the errors better than chance, and isn't offered" in told
     assert "between: got between, which this one lacks" in told
     assert f"Set teacher.sigma to {{from: flip, calibration: {tmp_path / 'sigma.json'}}}" in told
@@ -146,9 +146,9 @@ def test_measure_passes_other_errors_on(root, monkeypatch):
 
 def test_without_sigma():
     """The audit itself takes the teacher without its sigma; a module keeps its own keys."""
-    assert "sigma" not in audit_sigma.without_sigma(Source(TeacherNode(TEACHER), False))
+    assert "sigma" not in audit_sigma.without_sigma(TeacherSettings(TeacherNode(TEACHER), False))
     mine = TeacherNode({"name": "mine.teacher", "sigma": 2})
-    assert audit_sigma.without_sigma(Source(mine, False))["sigma"] == 2
+    assert audit_sigma.without_sigma(TeacherSettings(mine, False))["sigma"] == 2
 
 
 def test_measure_mean_of_maps(root, tmp_path):

@@ -55,7 +55,7 @@ def several(ground, *more, mean: bool = False) -> Recipe:
 
 
 def cache(recipe: Recipe, folders: list, index: int) -> str:
-    out, sources = io.StringIO(), cache_teacher.sources_of(recipe, "s.yaml", None)
+    out, sources = io.StringIO(), cache_teacher.settings_of_teachers(recipe, "s.yaml", None)
     frames = cache_teacher.frames_of(recipe, "train")
     cache_teacher.cache_maps(recipe, sources[index], frames, folders[index], CPU, out)
     return out.getvalue()
@@ -67,7 +67,7 @@ UNSURE = {"name": "users.unsure", "metres": 8.0, "share": 0.1, "audit": "off"}
 def test_each_teacher_has_a_folder(ground, tmp_path):
     """Teachers without maps are cached, in folders by their names that differ."""
     recipe = several(ground, {"maps": "old"}, UNSURE, UNSURE | {"metres": 9.0})
-    sources = cache_teacher.sources_of(recipe, "recipes/student.yaml", None)
+    sources = cache_teacher.settings_of_teachers(recipe, "recipes/student.yaml", None)
     wheres = [source.teacher.where for source in sources]
     assert wheres == ["teachers[0]", "teachers[2]", "teachers[3]"]
     root = ground / "kitti"
@@ -90,7 +90,7 @@ def test_told_override_learns_from_all_maps(ground, tmp_path, mean):
     del made[recipe.teachers.nodes[1].where]
     path = tmp_path / "student.yaml"
     path.write_text(yaml.safe_dump(recipe.node))
-    given = ["teacher=null", cache_teacher.learning(recipe, made)]
+    given = ["teacher=null", cache_teacher.override_for_maps(recipe, made)]
     teachers = Recipe(load_recipe(path, given)).teachers
     assert list(teachers.maps.values()) == [str(tmp_path / "a: 0"), "old", str(tmp_path / "a: 2")]
     assert [node.weight for node in teachers.nodes] == [2.0, 1.0, 1.0]
@@ -170,8 +170,8 @@ def test_several_depths_of_a_teacher_have_no_map(ground, tmp_path):
 def test_what_can_not_be_cached_is_one_line(ground):
     """A checkpoint for several teachers, and teachers that are all cached, are refused."""
     with pytest.raises(TeacherError, match="^--checkpoint: s.yaml has 2 teachers; give each"):
-        cache_teacher.sources_of(several(ground, UNSURE), "s.yaml", "x.pth")
+        cache_teacher.settings_of_teachers(several(ground, UNSURE), "s.yaml", "x.pth")
     cached = Recipe(recipe_of(ground) | {"teacher": None, "teachers": [{"maps": "a"}] * 2})
     line = r"^teachers\[0\].maps, teachers\[1\].maps: s.yaml learns from cached maps"
     with pytest.raises(TeacherError, match=line):
-        cache_teacher.sources_of(cached, "s.yaml", None)
+        cache_teacher.settings_of_teachers(cached, "s.yaml", None)

@@ -233,10 +233,12 @@ def test_teacher_of_recipe_or_own_network(ground, tmp_path):
     """The source is the recipe's teacher, or else its own network; cached maps are rejected."""
     student = recipe_of(ground)
     assert (
-        cache_teacher.teacher_of(Recipe(student), "student.yaml", None).teacher.checkpoint
+        cache_teacher.teacher_settings(Recipe(student), "student.yaml", None).teacher.checkpoint
         == ground / "teacher.pth"
     )
-    other = cache_teacher.teacher_of(Recipe(student), "student.yaml", str(ground / "teacher.pth"))
+    other = cache_teacher.teacher_settings(
+        Recipe(student), "student.yaml", str(ground / "teacher.pth")
+    )
     assert other.flip
     assert other.node["network"] == TEACHER
     own = {key: value for key, value in student.items() if key != "teacher"} | {
@@ -245,16 +247,18 @@ def test_teacher_of_recipe_or_own_network(ground, tmp_path):
     with pytest.raises(
         TeacherError, match="no file at .*run; train one with bin/train.py big.yaml"
     ):
-        cache_teacher.teacher_of(Recipe(own), "big.yaml", None)
+        cache_teacher.teacher_settings(Recipe(own), "big.yaml", None)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "best_abs_rel.pth").write_bytes((ground / "teacher.pth").read_bytes())
-    source = cache_teacher.teacher_of(Recipe(own | {"teacher": {"flip": False}}), "big.yaml", None)
+    source = cache_teacher.teacher_settings(
+        Recipe(own | {"teacher": {"flip": False}}), "big.yaml", None
+    )
     assert source.teacher.checkpoint == tmp_path / "run" / "best_abs_rel.pth"
     assert source.flip is False
     assert source.node["network"] == own["network"]
     assert source.resize is None
     with pytest.raises(TeacherError, match="teacher.maps: student.yaml learns from cached maps"):
-        cache_teacher.teacher_of(
+        cache_teacher.teacher_settings(
             Recipe(student | {"teacher": {"maps": "gt_kd"}}), "student.yaml", None
         )
 
@@ -265,7 +269,7 @@ def test_teacher_of_resize_override(ground, tmp_path):
     student = recipe_of(ground)
     student["data"] |= resize
     own = {key: value for key, value in student.items() if key != "teacher"}
-    source = cache_teacher.teacher_of(
+    source = cache_teacher.teacher_settings(
         Recipe(own), "big.yaml", str(ground / "teacher.pth"), override
     )
     assert source.resize == Resize(short_side=32)
@@ -279,7 +283,8 @@ def test_teacher_of_resize_override(ground, tmp_path):
     )
     assert teacher_maps.read_manifest(tmp_path / "maps")["resize"] == {"short_side": 32}
     assert (
-        cache_teacher.teacher_of(Recipe(student), "student.yaml", None, override).resize is None
+        cache_teacher.teacher_settings(Recipe(student), "student.yaml", None, override).resize
+        is None
     )  # the student's own affair
 
 

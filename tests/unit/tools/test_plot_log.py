@@ -242,9 +242,9 @@ def test_plot_smoothed_keeps_the_rows_pale(tmp_path, monkeypatch):
 
 
 def test_dots_of_a_long_curve_are_where_no_line_is():
-    assert plot_log._dotted([1.0, math.nan]) == [0, 1]
+    assert plot_log._dot_indices([1.0, math.nan]) == [0, 1]
     ys = [1.0, math.nan, 2.0, math.inf, *range(100), math.nan, 3.0]
-    assert plot_log._dotted(ys) == [0, 2, 105]
+    assert plot_log._dot_indices(ys) == [0, 2, 105]
 
 
 def test_plot_write_error_names_file(tmp_path):

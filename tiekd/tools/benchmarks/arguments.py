@@ -24,7 +24,7 @@ LARGEST = 10**6  # largest size or count that an option accepts
 OTHERS = ("products", "compiled", "chunks")
 
 
-def whole(text: str) -> int:
+def positive_int(text: str) -> int:
     """Converts the text of a command-line argument to an int from 1 to LARGEST, for argparse.
 
     Args:
@@ -49,9 +49,9 @@ def _add_batch(parser: argparse.ArgumentParser, of: str = "a step") -> None:
         parser: the benchmark's parser.
         of: text that follows the word "images" in the help of `--batch`, such as "a step".
     """
-    parser.add_argument("--batch", type=whole, default=1, help=f"images {of}, default 1")
-    parser.add_argument("--height", type=whole, default=352)
-    parser.add_argument("--width", type=whole, default=704)
+    parser.add_argument("--batch", type=positive_int, default=1, help=f"images {of}, default 1")
+    parser.add_argument("--height", type=positive_int, default=352)
+    parser.add_argument("--width", type=positive_int, default=704)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> None:
@@ -111,7 +111,9 @@ def of_head(parser: argparse.ArgumentParser) -> None:
         ("channels", 128),
         ("bins", 257),
     ):
-        parser.add_argument(f"--{name}", type=whole, default=default, help=f"default {default}")
+        parser.add_argument(
+            f"--{name}", type=positive_int, default=default, help=f"default {default}"
+        )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="fp32", help="of features and weights, default fp32"
     )
@@ -158,7 +160,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
     _add_kitti(parser)
     parser.add_argument(
         "--crop",
-        type=whole,
+        type=positive_int,
         nargs=2,
         default=(352, 704),
         metavar=("H", "W"),
@@ -166,7 +168,7 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kb-crop",
-        type=whole,
+        type=positive_int,
         nargs=2,
         default=(352, 1216),
         metavar=("H", "W"),
@@ -184,10 +186,17 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
     """
     _add_kitti(parser)
     parser.add_argument(
-        "--kb-crop", type=whole, nargs=2, default=(352, 1216), metavar=("H", "W"), help="352 1216"
+        "--kb-crop",
+        type=positive_int,
+        nargs=2,
+        default=(352, 1216),
+        metavar=("H", "W"),
+        help="352 1216",
     )
     parser.add_argument(
-        "--batch-size", type=whole, help="of our evaluation, default 8 on a GPU and 1 on a CPU"
+        "--batch-size",
+        type=positive_int,
+        help="of our evaluation, default 8 on a GPU and 1 on a CPU",
     )
     parser.add_argument(
         "--student",
@@ -196,7 +205,7 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
         help="a real network, too, with weights as initialised",
     )
     parser.add_argument(
-        "--student-frames", type=whole, default=2, help="how many it is timed on, default 2"
+        "--student-frames", type=positive_int, default=2, help="how many it is timed on, default 2"
     )
 
 
@@ -217,7 +226,10 @@ def of_engine(parser: argparse.ArgumentParser) -> None:
     )
     _add_batch(parser)
     parser.add_argument(
-        "--block", type=whole, default=4, help="iterations between two changes of loop, default 4"
+        "--block",
+        type=positive_int,
+        default=4,
+        help="iterations between two changes of loop, default 4",
     )
     parser.add_argument("--against", choices=AGAINST, default="bare", help="default bare")
     parser.add_argument(
@@ -279,7 +291,10 @@ def of_layouts(parser: argparse.ArgumentParser) -> None:
         parser: the benchmark's parser.
     """
     parser.add_argument(
-        "--shrink", type=whole, default=1, help="divides rows and columns of pixels, default 1"
+        "--shrink",
+        type=positive_int,
+        default=1,
+        help="divides rows and columns of pixels, default 1",
     )
 
 
@@ -294,19 +309,27 @@ def of_growth(parser: argparse.ArgumentParser) -> None:
     """
     _add_recipe(parser, LIGHT, "the light KITTI student's")
     parser.add_argument(
-        "--batches", type=whole, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
+        "--batches", type=positive_int, nargs="+", default=[1, 2, 4, 8], help="default 1 2 4 8"
     )
     parser.add_argument(
-        "--height", type=whole, default=176, help="of the smallest crop, default 176"
+        "--height", type=positive_int, default=176, help="of the smallest crop, default 176"
     )
     parser.add_argument(
-        "--width", type=whole, default=352, help="of the smallest crop, default 352"
+        "--width", type=positive_int, default=352, help="of the smallest crop, default 352"
     )
     parser.add_argument(
-        "--crops", type=whole, nargs="+", default=[1, 2, 4], help="times its pixels, default 1 2 4"
+        "--crops",
+        type=positive_int,
+        nargs="+",
+        default=[1, 2, 4],
+        help="times its pixels, default 1 2 4",
     )
     parser.add_argument(
-        "--bins", type=whole, nargs="+", default=[64, 128, 256, 512], help="default 64 128 256 512"
+        "--bins",
+        type=positive_int,
+        nargs="+",
+        default=[64, 128, 256, 512],
+        help="default 64 128 256 512",
     )
     parser.add_argument(
         "--ranks", type=int, nargs="*", default=[1, 2], help="default 1 2; none of them: --ranks"

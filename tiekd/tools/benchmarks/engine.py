@@ -32,7 +32,7 @@ from tiekd.engine.step import Step
 from tiekd.models.build import build_network
 from tiekd.teachers.maps import CachedMaps
 from tiekd.tools.benchmarks import against_torch
-from tiekd.tools.benchmarks.loops import Parts, TimedHook, Watch
+from tiekd.tools.benchmarks.loops import TimedHook, TimedStep, Watch
 from tiekd.tools.benchmarks.training import CLIP_NORM, BatchShape, device_of, noise
 from tiekd.training import criterion as criteria
 from tiekd.training import schedules
@@ -145,13 +145,15 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         iterations_per_epoch=total,
     )
     step = Step(engine, config, clip_norm)
-    parts = Parts(step, micro_batches, criterion, clip_norm if clips_in_step(config) else None)
+    timed_step = TimedStep(
+        step, micro_batches, criterion, clip_norm if clips_in_step(config) else None
+    )
     # Let the log write a line after each block. TensorBoard writes no image until the last block
     # has ended.
     log = TextLog(interval=args.block, by_epoch=False)
     board = TensorBoard(image_interval=0, max_depth=network.max_depth, text_log=log)
-    watch = Watch(device, parts.bare_iteration, args.block, args.rounds, board)
-    timed = [
+    watch = Watch(device, timed_step.bare_iteration, args.block, args.rounds, board)
+    timed_hooks = [
         TimedHook(hook, watch) for hook in (log, board, Preemption(), Guard(log, 50), KeptMemory())
     ]
     state = TrainState(
@@ -164,12 +166,18 @@ def _train(args: argparse.Namespace, device: torch.device, folder: Path) -> tupl
         total,
         total,
         False,
-        hooks=[*timed, watch],
-        step=parts,
+        hooks=[*timed_hooks, watch],
+        step=timed_step,
     )
-    parts.watch = watch
+    timed_step.watch = watch
     # Use cached teacher maps, which cost the least: the teacher's depth is part of the batch.
-    train(state, parts.batches(), parts.timed(CachedMaps()), parts.timed_criterion, schedule)
+    train(
+        state,
+        timed_step.batches(),
+        timed_step.timed(CachedMaps()),
+        timed_step.timed_criterion,
+        schedule,
+    )
     intervals = (
         recipe["log"]["interval"],
         recipe.get("tensorboard", {}).get("image_interval", IMAGE_INTERVAL),

@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         "table", the measurements as text; "time_ratio" and "memory_ratio", the largest deviations
         of all measurements from their line, as measured value / line's value; "batch", "crop",
-        "bins" and "ranks", a dict for each quantity as `judged` returns it; "compared", a
-        description; and settings of the benchmark.
+        "bins" and "ranks", a dict for each quantity as `compare_with_line` returns it; "compared",
+        a description; and settings of the benchmark.
 
     Raises:
         LaunchError: a plot is asked for, and matplotlib isn't installed.
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
         replace_bytes(args.plot, draw(curves, UNITS))
     return {
         "table": "\n" + table(curves),
-        "compared": "time and memory of a step / what a line through its sizes says, within "
+        "compared": "time and memory of a step / value of the line fitted to all sizes, within "
         f"{TOLERANCE:.0%}",
         "time_ratio": _farthest(curves, "time_by_line"),
         "memory_ratio": _farthest(curves, "memory_by_line"),
@@ -105,7 +105,7 @@ def _curve(args: argparse.Namespace, recipe: dict, points: list[tuple[int, dict]
         )
         sizes.append(size)
         del step  # free its memory, so that it isn't counted at the next size
-    return judged(sizes, times, peaks)
+    return compare_with_line(sizes, times, peaks)
 
 
 def _step(
@@ -142,15 +142,16 @@ def _of_ranks(args: argparse.Namespace) -> dict:
         [time / times[0] for time in times],
         [peak / peaks[0] * args.ranks[0] / n for n, peak in zip(args.ranks, peaks, strict=True)],
     )
-    return judged(args.ranks, times, peaks, by_one)
+    return compare_with_line(args.ranks, times, peaks, by_one)
 
 
 def table(curves: dict[str, dict]) -> str:
     """Formats the measurements as a table with one line per measured size.
 
     Args:
-        curves: for each quantity ("batch", "crop", "bins", "ranks") the dict that `judged` returns:
-            sizes, times, peak memory and their ratios to a straight line.
+        curves: for each quantity ("batch", "crop", "bins", "ranks") the dict that
+            `compare_with_line` returns: sizes, times, peak memory and their ratios to a straight
+            line.
 
     Returns:
         The table's lines, joined by newlines.
@@ -169,7 +170,7 @@ def table(curves: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def judged(
+def compare_with_line(
     sizes: list[int],
     times: list[float],
     peaks_mb: list[float],
@@ -189,7 +190,7 @@ def judged(
         and "memory_by_line"; and as "says" a text that states for time and memory if they are
         linear, i.e. if all ratios are within TOLERANCE of 1.
     """
-    by_line = by_line or (_by_line(sizes, times), _by_line(sizes, peaks_mb))
+    by_line = by_line or (_ratios_to_line(sizes, times), _ratios_to_line(sizes, peaks_mb))
     by_line = dict(zip(("time", "memory"), by_line, strict=True))
     says = []
     for name, ratios in by_line.items():
@@ -208,7 +209,7 @@ def judged(
     }
 
 
-def _by_line(sizes: list[int], values: list[float]) -> list[float]:
+def _ratios_to_line(sizes: list[int], values: list[float]) -> list[float]:
     """Fits a straight line to measurements, and returns each measured value / the line's value.
 
     The fit minimises the squares of the relative errors. With one or two measurements all ratios

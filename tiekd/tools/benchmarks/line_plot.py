@@ -18,7 +18,8 @@ def draw(curves: dict[str, dict], units: dict[str, str]) -> bytes:
 
     Args:
         curves: for each quantity that was varied: {"sizes": [...], "time_s": [...], "peak_mb":
-            [...], "time_by_line": [...], "memory_by_line": [...]}, as `growth.judged` returns them.
+            [...], "time_by_line": [...], "memory_by_line": [...]}, as `growth.compare_with_line`
+            returns them.
         units: for each quantity the label of its x axis.
 
     Returns:

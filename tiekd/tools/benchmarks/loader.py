@@ -67,20 +67,20 @@ def run(args: argparse.Namespace) -> dict:
                 needs_ground_truth=False,
                 maps=str(frames.maps),
             )
-            cached.decoded = _filled(Decoded(scratch / "decoded", root), cached)
-            return _measured(frames, cached, augment, tuple(args.kb_crop), device, args.rounds)
+            cached.decoded = _fill(Decoded(scratch / "decoded", root), cached)
+            return _measure(frames, cached, augment, tuple(args.kb_crop), device, args.rounds)
     finally:
         torch.set_num_threads(threads)
 
 
-def _filled(cache: Decoded, frames: Frames) -> Decoded:
+def _fill(cache: Decoded, frames: Frames) -> Decoded:
     for index in range(len(frames)):
         for path, decode_file in frames.files(index).values():
             cache.write(path, decode_file)
     return cache
 
 
-def _measured(
+def _measure(
     frames: Frames,
     cached: Frames,
     augment: Augment,

@@ -21,7 +21,7 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.tensorboard import TensorBoard
 
 
-class Parts:
+class TimedStep:
     """Wraps a run's step object (forward, backward, optimizer) to time phases of an iteration.
 
     The phases are forward, losses, backward and teacher. Other attributes are those of the step

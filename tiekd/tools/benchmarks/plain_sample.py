@@ -72,7 +72,7 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
     )
     planes = [image, depth / UNITS_PER_M, teacher_depth / TEACHER_MAP_LEVELS * frames.max_depth]
     if d.angle != 0:
-        planes = [_turned(pixels, d.angle, bilinear=pixels is image) for pixels in planes]
+        planes = [_rotate(pixels, d.angle, bilinear=pixels is image) for pixels in planes]
     if d.flip:
         planes = [pixels[:, ::-1] for pixels in planes]
     grey, depth, teacher_depth = (
@@ -84,7 +84,7 @@ def plain_sample(frames: Frames, index: int, kb_crop: tuple[int, int], d: Decisi
     return PlainSample(grey, (image - IMAGENET_MEAN) / IMAGENET_STD, depth, teacher_depth)
 
 
-def _turned(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
+def _rotate(pixels: np.ndarray, angle_deg: float, bilinear: bool) -> np.ndarray:
     """Rotates an image counter-clockwise about its centre; pixels from outside the image are 0.
 
     Args:

@@ -36,7 +36,7 @@ _MEMORY_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProgramResult:
     """How a program ended, and what it needed.
 
     Attributes:
@@ -60,8 +60,8 @@ class Commands:
         ranks: Number of ranks of the programs that can run on several (`_ON_RANKS`).
         threads: OMP_NUM_THREADS of each program.
         launcher: Options of DeepSpeed's launcher that the user gave, each as `--name=value`.
-        tell: Function that prints a line.
-        asked: Numbers of the signals by which this process was asked to stop; signal handlers
+        print_line: Function that prints a line.
+        received_signals: Numbers of the signals that asked this process to stop; signal handlers
             append to it.
         output: A file that receives what programs print; None for this process's own streams.
         is_running: True while a program runs. A signal to this process is then forwarded to it.
@@ -71,12 +71,14 @@ class Commands:
     ranks: int
     threads: int
     launcher: Sequence[str]
-    tell: Callable[[str], None]
-    asked: list[int] = field(default_factory=list)
+    print_line: Callable[[str], None]
+    received_signals: list[int] = field(default_factory=list)
     output: Path | None = None
     is_running: bool = False
 
-    def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
+    def run(
+        self, program: str, arguments: Sequence[str], folder: Path | None = None
+    ) -> ProgramResult:
         """Prints a program's command, runs the program until it ends, and returns how it ended.
 
         Args:
@@ -85,11 +87,11 @@ class Commands:
             folder: The work dir, if the program trains. The training holds a lock in it, by which
                 this process sees if a rank is still running. None for other programs.
         """
-        is_launched = program in _ON_RANKS and (program == "train" or self.ranks > 1)
-        options = self._launcher_options() if is_launched else []
-        self.tell(f"$ {self.shown(program, arguments, options)}")
+        uses_launcher = program in _ON_RANKS and (program == "train" or self.ranks > 1)
+        options = self._launcher_options() if uses_launcher else []
+        self.print_line(f"$ {self.shell_command(program, arguments, options)}")
         command = [sys.executable]
-        if is_launched:
+        if uses_launcher:
             command += ["-m", "deepspeed.launcher.runner", *options]
         command += [str(shipped.programs()[program]), *arguments]
         # Set OMP_NUM_THREADS as the printed command does. Child processes inherit it.
@@ -101,16 +103,21 @@ class Commands:
         self.is_running = True
         try:
             code = run_once(
-                command, folder or self._idle(), self.asked, sink, memory, _end_with_parent()
+                command,
+                folder or self._placeholder_work_dir(),
+                self.received_signals,
+                sink,
+                memory,
+                _end_with_parent(),
             )
         finally:
             self.is_running = False
             if sink is not None:
                 sink.close()
         (self.out / _RUNNING).unlink(missing_ok=True)
-        return Ended(code, time.monotonic() - started, memory.peak)
+        return ProgramResult(code, time.monotonic() - started, memory.peak)
 
-    def shown(self, program: str, arguments: Sequence[str], options: Sequence[str]) -> str:
+    def shell_command(self, program: str, arguments: Sequence[str], options: Sequence[str]) -> str:
         """Returns the shell command that runs a program, as the user would type it.
 
         Args:
@@ -127,7 +134,7 @@ class Commands:
             return f"{threads}deepspeed {shlex.join(options)} {start} {words}"
         return f"{threads}{start} {words} {shlex.join(options)}"
 
-    def _idle(self) -> Path:
+    def _placeholder_work_dir(self) -> Path:
         """Creates and returns the folder that stands in for the work dir of a program without one.
 
         `run_once` needs a work dir, whose lock it waits for. No training locks this folder.
@@ -170,7 +177,7 @@ class _Memory:
         self.peak = max(self.peak, total)
 
 
-def wait_for_leftovers(out: Path, tell: Callable[[str], None]) -> None:
+def wait_for_leftovers(out: Path, print_line: Callable[[str], None]) -> None:
     """Waits until programs that an earlier, killed call of `distill` has started have ended.
 
     The killed call has left a file with its process ID in `out`. Its programs have this ID in an
@@ -178,7 +185,7 @@ def wait_for_leftovers(out: Path, tell: Callable[[str], None]) -> None:
 
     Args:
         out: The folder of --out.
-        tell: Function that prints a line.
+        print_line: Function that prints a line.
 
     Raises:
         LaunchError: One of these programs still runs after 90 s.
@@ -196,7 +203,7 @@ def wait_for_leftovers(out: Path, tell: Callable[[str], None]) -> None:
                 "ended, or end it"
             )
         if not told:
-            tell(f"Waiting for process {left[0].pid} of an earlier call to end")
+            print_line(f"Waiting for process {left[0].pid} of an earlier call to end")
             told = True
         time.sleep(0.2)
     note.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class Found:
     videos: dict[str, Path] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def told(self) -> list[str]:
+    def describe_left_out(self) -> list[str]:
         """Returns a line of text for each reason to leave files out.
 
         The line has the number of such files, the reason, and the name of one of them.
@@ -128,7 +128,7 @@ def fingerprint(found: Found) -> str:
     return digest.hexdigest()
 
 
-def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None]) -> int:
+def extract(video: Path, folder: Path, rate: float, print_line: Callable[[str], None]) -> int:
     """Writes frames of a video to JPEG files 000001.jpg, ... and returns their number.
 
     If the folder exists, nothing is written, and the number of its files is returned. The folder
@@ -139,7 +139,7 @@ def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None])
         video: The video's path.
         folder: The folder to create.
         rate: Number of frames to take per second of video; all frames if the video has fewer.
-        tell: Function that prints a line; called with a warning if the video is damaged.
+        print_line: Function that prints a line; called with a warning if the video is damaged.
 
     Raises:
         DataError: No frame can be read, or the package PyAV isn't installed.
@@ -164,7 +164,7 @@ def extract(video: Path, folder: Path, rate: float, tell: Callable[[str], None])
         if not count:
             shutil.rmtree(partial)
             raise
-        tell(f"WARNING: {error}")
+        print_line(f"WARNING: {error}")
     os.replace(partial, folder)
     return count
 
@@ -191,7 +191,7 @@ def link(found: Found, out: Path, frames: Mapping[str, Path]) -> None:
     os.replace(partial, out / IMAGES)
 
 
-def linked(out: Path) -> dict[str, list]:
+def read_links(out: Path) -> dict[str, list]:
     """Returns the images that OUT/images links to.
 
     Args:
@@ -215,8 +215,8 @@ def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -
 
     Args:
         maps: The folder with the cached maps; they may be in subfolders, one for each teacher.
-        before: The images when the maps were made, as `linked` returns them.
-        now: The images now, as `linked` returns them.
+        before: The images when the maps were made, as `read_links` returns them.
+        now: The images now, as `read_links` returns them.
     """
     changed = {joined_name(name) for name, file in before.items() if now.get(name) != file}
     for path in maps.rglob("*.png") if changed else ():
@@ -224,7 +224,7 @@ def drop_maps(maps: Path, before: Mapping[str, list], now: Mapping[str, list]) -
             path.unlink()
 
 
-def split_pairs(found: Found, out: Path, rule: Sequence[str] | None) -> list[str]:
+def move_right_images(found: Found, out: Path, rule: Sequence[str] | None) -> list[str]:
     """Removes the right images of stereo pairs from the images, and links to them in OUT/right.
 
     The link to a right image gets the name of the left image. So the right image of OUT/images/NAME

@@ -28,7 +28,7 @@ _WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Measured:
+class Latency:
     """The latency of a student's exported file.
 
     Attributes:
@@ -55,11 +55,11 @@ class Choice:
     """
 
     student: str
-    measured: dict[str, Measured]
+    measured: dict[str, Latency]
     larger: str | None
 
 
-def choose(names: list[str], budget_ms: float, measure: Callable[[str], Measured]) -> Choice:
+def choose(names: list[str], budget_ms: float, measure: Callable[[str], Latency]) -> Choice:
     """Finds the largest student whose latency is within a limit, by bisection.
 
     Args:
@@ -73,7 +73,7 @@ def choose(names: list[str], budget_ms: float, measure: Callable[[str], Measured
     Raises:
         LaunchError: The smallest student's latency is above the limit.
     """
-    measured: dict[str, Measured] = {}
+    measured: dict[str, Latency] = {}
     # Students up to index `fits` are within the limit, those from index `misses` on are above it.
     fits, misses = -1, len(names)
     while misses - fits > 1:
@@ -118,7 +118,7 @@ def check_device(on: str) -> None:
         raise LaunchError("--on cuda: no GPU is visible on this machine; give --on cpu")
 
 
-def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> Measured:
+def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> Latency:
     """Exports a network with random weights to a temporary file, and measures the file's latency.
 
     Args:
@@ -142,12 +142,12 @@ def of_network(node: dict, settings: export.Settings, on: str, threads: int) -> 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"student{export.SUFFIXES[settings.format]}"
             export.write(path, network, plain, settings, [images], {}, io.StringIO())
-            return timed(loaded(path, settings.format, on), images.to(on))
+            return measure_median(load_exported(path, settings.format, on), images.to(on))
     finally:
         torch.set_num_threads(before)
 
 
-def loaded(path: Path, kind: str, on: str) -> Callable:
+def load_exported(path: Path, kind: str, on: str) -> Callable:
     """Loads an exported file, and returns a function that runs it.
 
     Args:
@@ -176,7 +176,7 @@ def loaded(path: Path, kind: str, on: str) -> Callable:
     return run
 
 
-def timed(run: Callable, image) -> Measured:
+def measure_median(run: Callable, image) -> Latency:
     """Measures the median duration of a call of a function, after three calls that aren't timed.
 
     Calls are timed until there are RUNS of them or 10 s have passed.
@@ -195,4 +195,4 @@ def timed(run: Callable, image) -> Measured:
         started = time.perf_counter()
         run(image)
         times.append(1000 * (time.perf_counter() - started))
-    return Measured(statistics.median(times), len(times))
+    return Latency(statistics.median(times), len(times))

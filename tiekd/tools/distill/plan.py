@@ -105,7 +105,7 @@ _OPTIONS = (
 )
 
 
-def given(args: argparse.Namespace, teacher: dict | None) -> dict:
+def values_of_arguments(args: argparse.Namespace, teacher: dict | None) -> dict:
     """Returns the values of the plan that a command line gives.
 
     Args:
@@ -127,21 +127,27 @@ def given(args: argparse.Namespace, teacher: dict | None) -> dict:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def new(asked: Mapping, threads: int) -> Plan:
+def new(requested: Mapping, threads: int) -> Plan:
     """Returns a new plan, with defaults for values that the command line doesn't give.
 
     Args:
-        asked: Attribute of Plan -> value, as `given` returns it.
+        requested: Attribute of Plan -> value, as `values_of_arguments` returns it.
         threads: Number of threads of a rank on a CPU.
 
     Raises:
         LaunchError: The teacher, or the duration of the training (hours or epochs), isn't given.
     """
-    if "teacher" not in asked:
-        raise LaunchError("--teacher: not given; from whom shall the student learn?")
-    if "hours" not in asked and "epochs" not in asked:
-        raise LaunchError("--hours or --epochs: neither is given; how long shall it train?")
-    plan = Plan(**asked)
+    if "teacher" not in requested:
+        raise LaunchError(
+            "--teacher: not given; give the teacher that the student learns from, such as a "
+            "recipe, the folder of a model, or an exported network"
+        )
+    if "hours" not in requested and "epochs" not in requested:
+        raise LaunchError(
+            "--hours or --epochs: neither is given; give the duration of the training by one of "
+            "them"
+        )
+    plan = Plan(**requested)
     plan.rank_threads = threads
     if plan.student is None and plan.max_latency_ms is None:
         plan.student = family.DEFAULT
@@ -163,7 +169,7 @@ def threads_of_rank(ranks: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks)
 
 
-def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
+def update_unused(plan: Plan, requested: Mapping, has_begun: bool) -> None:
     """Changes those values of a plan that no later stage has used yet to what a command line gives.
 
     The values are the latency limit and the student until a student is chosen, `hours` until the
@@ -172,7 +178,8 @@ def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
 
     Args:
         plan: The plan, which is changed.
-        asked: Attribute of Plan -> value, as `given` returns it for the command line.
+        requested: Attribute of Plan -> value, as `values_of_arguments` returns it for the command
+            line.
         has_begun: True once training has begun.
     """
     keys = [] if has_begun else ["audit"]
@@ -181,21 +188,22 @@ def update_open(plan: Plan, asked: Mapping, has_begun: bool) -> None:
     if plan.epochs is None and plan.iterations is None:
         keys += ["hours"]
     for key in keys:
-        setattr(plan, key, asked.get(key, getattr(plan, key)))
+        setattr(plan, key, requested.get(key, getattr(plan, key)))
 
 
-def agree(plan: Plan, asked: Mapping, out: Path) -> None:
+def check_agreement(plan: Plan, requested: Mapping, out: Path) -> None:
     """Raises LaunchError if a command line gives another value than the plan has.
 
     Args:
         plan: The plan.
-        asked: Attribute of Plan -> value, as `given` returns it for the command line.
+        requested: Attribute of Plan -> value, as `values_of_arguments` returns it for the command
+            line.
         out: The folder of --out, for the error message.
 
     Raises:
         LaunchError: A value differs.
     """
-    for key, value in asked.items():
+    for key, value in requested.items():
         kept = getattr(plan, key)
         if value != kept:
             name = next((option for option, of in _KEYS.items() if of == key), key)
@@ -230,9 +238,9 @@ def read(out: Path) -> Plan | None:
             check_value(value, fields[key].type, key)
         return Plan(**node)
     except Exception as error:  # noqa: BLE001 - YAML raises many types for a damaged file
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise LaunchError(
-            f"{path}: can't be used as a plan ({told}); mend it, or remove it"
+            f"{path}: can't be used as a plan ({reason}); mend it, or remove it"
         ) from None
 
 

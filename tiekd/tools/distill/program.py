@@ -15,11 +15,11 @@ from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
 from tiekd.teaching import teacher_checkpoint
 from tiekd.tools.distill import (
+    dry_run,
     family,
     images,
     options,
     plan,
-    rehearsal,
     stages,
     summary,
     teacher,
@@ -48,45 +48,45 @@ def run(args: argparse.Namespace) -> int:
     out = args.out
     _check_out(out)
     section = None if args.teacher is None else teacher.parse(args.teacher, args.teacher_set)
-    asked = plan.given(args, section)
+    requested = plan.values_of_arguments(args, section)
     kept = plan.read(out)
     if kept is None:
-        kept = plan.new(asked, plan.threads_of_rank(asked.get("ranks", 1)))
+        kept = plan.new(requested, plan.threads_of_rank(requested.get("ranks", 1)))
         _check_inputs(kept, out)
-    plan.update_open(kept, asked, has_begun=stages.Records(out).begun is not None)
-    plan.agree(kept, asked, out)
+    plan.update_unused(kept, requested, has_begun=stages.Records(out).training_key is not None)
+    plan.check_agreement(kept, requested, out)
     if args.dry_run:
-        return rehearsal.run(kept, out, args.launcher, _tell)
+        return dry_run.run(kept, out, args.launcher, _print_line)
     _lock(out)
-    wait_for_leftovers(out, _tell)
+    wait_for_leftovers(out, _print_line)
     # Write the plan before any stage runs, so that the next call finds it even if this process is
     # killed.
     plan.write(kept, out)
-    commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _tell)
+    commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _print_line)
     _catch_signals(commands)
-    work = Work(kept, out, commands, _tell)
+    work = Work(kept, out, commands, _print_line)
     try:
-        stages.run(work.stages(), stages.Records(out), _tell, args.until)
+        stages.run(work.stages(), stages.Records(out), _print_line, args.until)
         if args.until in (None, options.STAGES[-1]):
-            _tell("\n".join(summary.lines(kept, out)))
+            _print_line("\n".join(summary.lines(kept, out)))
     except Stopped as stopped:
-        _tell(str(stopped))
-        return STOPPED_CODE if commands.asked else stopped.code
+        _print_line(str(stopped))
+        return STOPPED_CODE if commands.received_signals else stopped.code
     return 0
 
 
 def _catch_signals(commands: Commands) -> None:
     """Installs handlers of the signals that ask this process to stop.
 
-    A signal is recorded in `commands.asked`. If a program is running, `commands` forwards the
-    signal to it; otherwise the handler raises Stopped.
+    A signal is recorded in `commands.received_signals`. If a program is running, `commands`
+    forwards the signal to it; otherwise the handler raises Stopped.
 
     Args:
         commands: The object that runs the programs of the stages.
     """
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        commands.asked.append(number)
+        commands.received_signals.append(number)
         if not commands.is_running:
             raise Stopped("Stopped; the same command continues", STOPPED_CODE)
 
@@ -153,6 +153,6 @@ def _lock(out: Path) -> None:
         raise LaunchError(str(error).replace("--work-dir", "--out")) from None
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()

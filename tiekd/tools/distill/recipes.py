@@ -42,7 +42,7 @@ def teacher_recipe(plan: Plan, out: Path, teacher: dict, student: str = family.D
         "losses": {"dpm": {"weight": 1.0}, "silog": {"weight": 1.0}},
         # Switch flip averaging off, since the exported file doesn't use it either.
         "evaluation": {"against": "teacher", "flip": False},
-        **_unaudited(teacher, plan),
+        **_without_audit(teacher, plan),
     }
 
 
@@ -53,7 +53,7 @@ def student_recipe(plan: Plan, out: Path) -> dict:
         plan: The plan, in which no value of the training is None any more.
         out: The folder of --out.
     """
-    recipe = teacher_recipe(plan, out, cached(plan, out), plan.student)
+    recipe = teacher_recipe(plan, out, with_cached_maps(plan, out), plan.student)
     epochs = plan.epochs
     length = {"epochs": epochs} if epochs else {"epochs": None, "iterations": plan.iterations}
     recipe["train"] = {"batch_size": plan.batch_size, "seed": plan.seed, **length}
@@ -72,7 +72,7 @@ def student_recipe(plan: Plan, out: Path) -> dict:
     return recipe
 
 
-def cached(plan: Plan, out: Path) -> dict:
+def with_cached_maps(plan: Plan, out: Path) -> dict:
     """Returns the recipe's section of the teacher, with each network replaced by its cached maps.
 
     Args:
@@ -85,9 +85,11 @@ def cached(plan: Plan, out: Path) -> dict:
     """
     teachers = TeacherList.of(plan.teacher)
     if teachers.several is None:
-        return {"teacher": _maps_of(teachers.nodes[0], out.absolute() / MAPS)}
+        return {"teacher": _maps_node(teachers.nodes[0], out.absolute() / MAPS)}
     folders = maps_folders(out)
-    entries = [_maps_of(node, folder) for node, folder in zip(teachers.nodes, folders, strict=True)]
+    entries = [
+        _maps_node(node, folder) for node, folder in zip(teachers.nodes, folders, strict=True)
+    ]
     if teachers.several == "teachers":
         return {"teachers": entries}
     return {"teacher": plan.teacher["teacher"] | {"teachers": entries}}
@@ -108,10 +110,13 @@ def maps_folders(out: Path) -> list[Path]:
 
     path = out / TEACHER
     recipe = Recipe(load_recipe(path))
-    sources = cache_teacher.sources_of(recipe, path, None)
-    folders = cache_teacher.folders_of(recipe, sources, path, "train", out.absolute() / MAPS)
-    made = {source.teacher.where: folder for source, folder in zip(sources, folders, strict=True)}
-    return [made.get(node.where, Path(node.maps or "")) for node in recipe.teachers.nodes]
+    all_settings = cache_teacher.settings_of_teachers(recipe, path, None)
+    folders = cache_teacher.folders_of(recipe, all_settings, path, "train", out.absolute() / MAPS)
+    map_folders = {
+        settings.teacher.where: folder
+        for settings, folder in zip(all_settings, folders, strict=True)
+    }
+    return [map_folders.get(node.where, Path(node.maps or "")) for node in recipe.teachers.nodes]
 
 
 def write(recipe: dict, path: Path, purpose: str) -> None:
@@ -136,7 +141,7 @@ def text_of(recipe: dict, purpose: str) -> str:
     return head + recipe_yaml.dump(recipe, width=_LINE)
 
 
-def _maps_of(node, folder: Path) -> dict:
+def _maps_node(node, folder: Path) -> dict:
     """Returns the recipe node of a teacher with cached maps, in place of that of the network.
 
     Args:
@@ -154,7 +159,7 @@ def _maps_of(node, folder: Path) -> dict:
     return entry
 
 
-def _unaudited(teacher: dict, plan: Plan) -> dict:
+def _without_audit(teacher: dict, plan: Plan) -> dict:
     """Returns the recipe's section of the teacher, without audits if `plan.audit` is False.
 
     Args:

@@ -29,15 +29,15 @@ class Stage:
     Attributes:
         name: The stage's name.
         run: Function that runs the stage.
-        reads: Function that returns a text, such as a digest, that differs if an input of the stage
-            has changed.
+        fingerprint_inputs: Function that returns a text, such as a digest, that differs if an input
+            of the stage has changed.
         inputs: Name of the inputs in messages, such as "recipe.yaml".
         outputs: Files and folders that exist once the stage has finished.
     """
 
     name: str
     run: Callable[[], None]
-    reads: Callable[[], str]
+    fingerprint_inputs: Callable[[], str]
     inputs: str
     outputs: Sequence[Path] = ()
 
@@ -84,7 +84,7 @@ class Records:
         return self.kept.get(name, {}).get("key")
 
     @property
-    def begun(self) -> str | None:
+    def training_key(self) -> str | None:
         """The key (a digest of the inputs) with which training last began; None if it never has."""
         return self.last_key(TRAIN)
 
@@ -128,19 +128,22 @@ def key_of(stage: Stage, before: str) -> str:
         stage: The stage.
         before: The key of the stage before it; "" for the first.
     """
-    text = "\0".join((before, stage.name, stage.reads()))
+    text = "\0".join((before, stage.name, stage.fingerprint_inputs()))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def run(
-    stages: Sequence[Stage], records: Records, tell: Callable[[str], None], until: str | None = None
+    stages: Sequence[Stage],
+    records: Records,
+    print_line: Callable[[str], None],
+    until: str | None = None,
 ) -> None:
     """Runs the stages that haven't finished with their present inputs, in order, and records each.
 
     Args:
         stages: All stages.
         records: The records of earlier calls, to which this call adds.
-        tell: Function that prints a line.
+        print_line: Function that prints a line.
         until: Name of the last stage to run; None for all.
 
     Raises:
@@ -153,7 +156,7 @@ def run(
         before, key = key, key_of(stage, key)
         kept = records.key(stage.name)
         # Once training has begun, allow no change of the inputs of the stages up to it.
-        has_begun = records.begun is not None and stage.name in _until_training(stages)
+        has_begun = records.training_key is not None and stage.name in _until_training(stages)
         # Compare with the key of the last run, even if it hasn't finished: the stage may have been
         # killed while it made lost outputs again.
         if has_begun and records.last_key(stage.name) != key:
@@ -163,13 +166,13 @@ def run(
             )
         missing = next((path for path in stage.outputs if not path.exists()), None)
         if kept == key and missing is None:
-            tell(f"{title}: finished before, in {duration(records.seconds(stage.name))}")
+            print_line(f"{title}: finished before, in {duration(records.seconds(stage.name))}")
         else:
             if kept is not None:
                 why = f"{missing} is gone" if kept == key else f"{stage.inputs} changed"
-                tell(f"{title}: {why}; it is run again")
+                print_line(f"{title}: {why}; it is run again")
             else:
-                tell(f"{title}: begins")
+                print_line(f"{title}: begins")
             records.begin(stage.name, key)
             started = time.monotonic()
             stage.run()
@@ -177,7 +180,7 @@ def run(
             # plan.
             key = key_of(stage, before)
             records.finish(stage.name, key, time.monotonic() - started)
-            tell(f"{title}: finished in {duration(records.seconds(stage.name))}")
+            print_line(f"{title}: finished in {duration(records.seconds(stage.name))}")
         if stage.name == until:
             return
 

@@ -10,7 +10,7 @@ from tiekd.tools.distill import recipes
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.report import calibrated
 
-_FIGURES = ("abs_rel", "rmse", "a1")
+_METRICS = ("abs_rel", "rmse", "a1")
 
 
 def lines(plan: Plan, out: Path) -> list[str]:
@@ -22,15 +22,15 @@ def lines(plan: Plan, out: Path) -> list[str]:
         plan: The plan, in which no value is missing.
         out: The folder of --out.
     """
-    told = [f"The student {plan.student} is in {out}:"]
+    summary = [f"The student {plan.student} is in {out}:"]
     for name, words in (
         ("evaluation.json", "figures against the teacher"),
         ("accuracy.json", "figures against measured depth"),
     ):
         path = out / name
         if path.exists():
-            told.append(f"  {name}: {words}: {figures(path)}")
-    told.append(_confidence(out))
+            summary.append(f"  {name}: {words}: {metrics_text(path)}")
+    summary.append(_confidence(out))
     robot = "for the robot: image in, depth, confidence and sigma out"
     for pattern, words in (
         ("student.onnx", robot),
@@ -40,12 +40,16 @@ def lines(plan: Plan, out: Path) -> list[str]:
         ("plan.yaml", "every choice, and what was measured for it"),
         ("report.html", "the report"),
     ):
-        told += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
+        summary += [f"  {path.relative_to(out)}: {words}" for path in sorted(out.glob(pattern))]
     recipe, run = str(out / recipes.STUDENT), str(out / recipes.RUN)
     train = f"{console.command('train')} {shlex.join([recipe, '--work-dir', 'ANOTHER'])}"
-    told.append(f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_launched(train, plan.ranks)}")
-    told.append(f"Try it: {console.command('predict')} {shlex.join([recipe, run])} IMAGE --out DIR")
-    return told
+    summary.append(
+        f"By hand: OMP_NUM_THREADS={plan.rank_threads} {_with_launcher(train, plan.ranks)}"
+    )
+    summary.append(
+        f"Try it: {console.command('predict')} {shlex.join([recipe, run])} IMAGE --out DIR"
+    )
+    return summary
 
 
 def _confidence(out: Path) -> str:
@@ -67,7 +71,7 @@ def _confidence(out: Path) -> str:
     )
 
 
-def _launched(command: str, ranks: int) -> str:
+def _with_launcher(command: str, ranks: int) -> str:
     """Returns a training command with the option or the launcher that starts it on several ranks.
 
     Args:
@@ -79,7 +83,7 @@ def _launched(command: str, ranks: int) -> str:
     return f"{command} --num_gpus={ranks}"
 
 
-def figures(path: Path) -> str:
+def metrics_text(path: Path) -> str:
     """Returns the main metrics in a JSON file of bin/evaluate.py as text, such as "abs_rel 0.0912".
 
     If the file has a label that says what the metrics mean, such as agreement with a teacher, it is
@@ -90,6 +94,6 @@ def figures(path: Path) -> str:
     """
     node = json.loads(path.read_text(encoding="utf-8"))
     metrics = next(iter(node["networks"].values()))["metrics"]
-    text = ", ".join(f"{name} {metrics[name]:.4f}" for name in _FIGURES if name in metrics)
+    text = ", ".join(f"{name} {metrics[name]:.4f}" for name in _METRICS if name in metrics)
     label = node.get("protocol", {}).get("figures_are")
     return text if label is None else f"{text} ({label})"

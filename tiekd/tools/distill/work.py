@@ -20,7 +20,7 @@ from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
-from tiekd.tools.experiment.launch import told_seconds
+from tiekd.tools.experiment.launch import seconds_in_report
 from tiekd.tools.report import calibrated
 from tiekd.workdir import checkpoints, weights_file, workdir
 
@@ -61,14 +61,16 @@ class Work:
         plan: The plan. Stages fill in the values that are None.
         out: The folder of --out, called OUT in the methods.
         commands: Object that runs other programs of bin/.
-        tell: Function that prints a line.
+        print_line: Function that prints a line.
     """
 
-    def __init__(self, plan: Plan, out: Path, commands: Commands, tell: Callable[[str], None]):
+    def __init__(
+        self, plan: Plan, out: Path, commands: Commands, print_line: Callable[[str], None]
+    ):
         self.plan = plan
         self.out = out
         self.commands = commands
-        self.tell = tell
+        self.print_line = print_line
 
     def stages(self) -> list[Stage]:
         """Returns all stages, in the order in which they run."""
@@ -104,11 +106,11 @@ class Work:
         writes OUT/teacher.yaml. Every file is checked by bin/check_data.py.
         """
         plan, out = self.plan, self.out
-        found = self._found()
+        found = self._find_images()
         if plan.depth is not None:
             images.check_depth(Path(plan.depth), found)
-        frames = self._frames(found)
-        section = self._for_pairs(found)
+        frames = self._extract_frames(found)
+        section = self._teacher_section(found)
         images.link(found, out, frames)
         sizes = images.sizes_of(out / images.IMAGES)
         total = sum(sizes.values())
@@ -117,9 +119,11 @@ class Work:
                 f"{plan.images}: {total} images can be read; a distillation needs {FEWEST} or more"
             )
         for (height, width), count in sizes.most_common(4):
-            self.tell(f"images: {count} of {height}x{width}")
+            self.print_line(f"images: {count} of {height}x{width}")
         if len(sizes) > 4:
-            self.tell(f"images: {total - sum(n for _, n in sizes.most_common(4))} of other sizes")
+            self.print_line(
+                f"images: {total - sum(n for _, n in sizes.most_common(4))} of other sizes"
+            )
         # Choose image size, input size and batch size from the images, unless the plan has them
         # already.
         common = sizes.most_common(1)[0][0]
@@ -128,7 +132,7 @@ class Work:
         plan.resize_mode = plan.resize_mode or images.resize_mode(sizes)
         plan.batch_size = plan.batch_size or batch_size(total, plan.ranks)
         plans.write(plan, out)
-        self.tell(
+        self.print_line(
             f"working resolution: {plan.size[0]}x{plan.size[1]}, {plan.resize_mode}; the exported "
             f"file takes images of {plan.image_size[0]}x{plan.image_size[1]}"
         )
@@ -155,8 +159,8 @@ class Work:
             if finding["dropped"] and finding["frame"] not in found.left_out:
                 found.left_out[finding["frame"]] = f"faulty: {finding['kind']}"
                 (self.out / images.IMAGES / finding["frame"]).unlink(missing_ok=True)
-        for line in found.told():
-            self.tell(line)
+        for line in found.describe_left_out():
+            self.print_line(line)
         total = sum(path.is_symlink() for path in (self.out / images.IMAGES).rglob("*"))
         if total < FEWEST:
             raise DataError(
@@ -164,7 +168,7 @@ class Work:
                 "more"
             )
         # Remove cached teacher maps of images that other images of the same name have replaced.
-        files = images.linked(self.out)
+        files = images.read_links(self.out)
         images.drop_maps(self.out / recipes.MAPS, self._files_before(), files)
         kept = {"images": total, "left_out": found.left_out, "files": files}
         replace_text(self.out / STUDENT_DATA, json.dumps(kept, indent=1) + "\n")
@@ -176,7 +180,7 @@ class Work:
         --accept-audit.
         """
         if not self.plan.audit:
-            self.tell("the audit's findings are accepted (--accept-audit)")
+            self.print_line("the audit's findings are accepted (--accept-audit)")
         count = self.images_left
         shutil.rmtree(self.out / AUDIT, ignore_errors=True)
         arguments = [str(self.out / recipes.TEACHER), "--out", str(self.out / AUDIT)]
@@ -195,7 +199,7 @@ class Work:
         It does nothing if the user gave cached maps as the teacher.
         """
         if teacher.is_cached(self.plan.teacher):
-            self.tell("the teacher is cached maps already")
+            self.print_line("the teacher is cached maps already")
             return
         arguments = [str(self.out / recipes.TEACHER), "--out", str(self.out / recipes.MAPS)]
         self._run("cache-teacher", arguments)
@@ -218,7 +222,7 @@ class Work:
             plan.checkpoint_every = max(1, round(_CHECKPOINT_EVERY_S / seconds))
             plan.iterations = iterations_in(plan.hours, seconds, found["seconds_of_evaluations"])
         plans.write(plan, self.out)
-        self.tell(f"student: {plan.student}, {_length(plan)}")
+        self.print_line(f"student: {plan.student}, {_length(plan)}")
         path, recipe = self.out / recipes.STUDENT, recipes.student_recipe(plan, self.out)
         purpose = "The student."
         # Rename an existing recipe that differs before it is replaced, since the user may have
@@ -226,7 +230,7 @@ class Work:
         text = recipes.text_of(recipe, purpose).encode(errors="surrogateescape")
         if path.exists() and path.read_bytes() != text:
             aside = weights_file.set_aside(path)
-            self.tell(f"{path}: is written anew; the one that was there is {aside.name} now")
+            self.print_line(f"{path}: is written anew; the one that was there is {aside.name} now")
         recipes.write(recipe, path, purpose)
 
     def measure(self) -> dict:
@@ -235,7 +239,7 @@ class Work:
         The result is also added to `plan.measured`.
 
         Returns:
-            The dict that `told_iteration` returns.
+            The dict that `iteration_in_report` returns.
 
         Raises:
             Stopped: The dry run failed.
@@ -254,10 +258,10 @@ class Work:
         finally:
             self.commands.output = output
         text = log.read_text(encoding="utf-8", errors="replace")
-        found = told_iteration(text)
+        found = iteration_in_report(text)
         path.unlink()
         if code or found is None:
-            self.tell(text[-3000:])
+            self.print_line(text[-3000:])
             raise Stopped(f"measuring an iteration ended with code {code}; see above", code or 1)
         log.unlink()
         self.plan.measured |= found
@@ -283,9 +287,11 @@ class Work:
         if self.plan.depth is None:
             return
         # Evaluate the same held-out images against measured depth, too.
-        listed = self._held_out()
+        listed = self._write_held_out_names()
         if listed is None:
-            self.tell("no held-out image has measured depth, so there are no figures of accuracy")
+            self.print_line(
+                "no held-out image has measured depth, so there are no figures of accuracy"
+            )
             return
         against = ["--set", "evaluation.against=ground_truth", f"data.val_split={listed}"]
         against += ["--out", str(self.out / "accuracy.json")]
@@ -300,7 +306,9 @@ class Work:
         if code == _MISTAKE:
             # Continue without a calibration, since the student can still be exported: there may be
             # only one held-out image, or the student may have learned too little.
-            self.tell("WARNING: the confidence isn't calibrated, as said above; depth is the same")
+            self.print_line(
+                "WARNING: the confidence isn't calibrated, as said above; depth is the same"
+            )
 
     def export(self) -> None:
         """Runs the stage `export`: exports the best weights for images of the most common size.
@@ -329,11 +337,11 @@ class Work:
         except (OSError, ValueError, KeyError):
             return {}
 
-    def _found(self) -> images.Found:
+    def _find_images(self) -> images.Found:
         without = [self.out, *([Path(self.plan.depth)] if self.plan.depth else [])]
         return images.find(Path(self.plan.images), without)
 
-    def _frames(self, found: images.Found) -> dict[str, Path]:
+    def _extract_frames(self, found: images.Found) -> dict[str, Path]:
         """Extracts the frames of each video, unless that was done by an earlier call.
 
         Args:
@@ -349,7 +357,7 @@ class Work:
         if not found.videos:
             return folders
         rate, done = self.plan.frame_rate, []
-        self.tell(f"videos: {len(found.videos)}, of each {rate:g} frames a second")
+        self.print_line(f"videos: {len(found.videos)}, of each {rate:g} frames a second")
         with Progress("videos", len(found.videos), lambda: len(done), sys.stdout) as progress:
             for name, path in sorted(found.videos.items()):
                 # Put frame rate and file size into the folder's name, so that frames of another
@@ -357,7 +365,7 @@ class Work:
                 source = f"{rate:g}_a_second_of_{path.stat().st_size}_bytes"
                 folder = self.out / images.FRAMES / name / source
                 try:
-                    images.extract(path, folder, rate, self.tell)
+                    images.extract(path, folder, rate, self.print_line)
                     folders[name] = folder
                 except DataError as error:
                     # Raise the error if PyAV isn't installed, since then no video can be read.
@@ -368,7 +376,7 @@ class Work:
                 progress.update()
         return folders
 
-    def _for_pairs(self, found: images.Found) -> dict:
+    def _teacher_section(self, found: images.Found) -> dict:
         """Returns the recipe's section of the teacher, adapted to the links in OUT/images.
 
         For a stereo teacher, right images are moved to OUT/right, and the section gets the rule
@@ -381,7 +389,7 @@ class Work:
         node = section.get("teacher") or {}
         if node.get("name") != teacher.STEREO:
             return section
-        rule = images.split_pairs(found, self.out, node.get("right"))
+        rule = images.move_right_images(found, self.out, node.get("right"))
         return {"teacher": node | {"right": rule}}
 
     def _choose_student(self) -> None:
@@ -389,9 +397,9 @@ class Work:
         latency.check_device(plan.latency_on)
         kind = latency.runtime(plan.latency_on)
         where = f"{plan.latency_threads} threads" if plan.latency_on == "cpu" else plan.latency_on
-        self.tell(f"measuring exported students ({kind}, {where}) ...")
+        self.print_line(f"measuring exported students ({kind}, {where}) ...")
 
-        def measure(name: str) -> latency.Measured:
+        def measure(name: str) -> latency.Latency:
             trial = Plan(**(vars(plan) | {"student": name}))
             recipe = recipes.teacher_recipe(trial, self.out, plan.teacher, name)
             path = self.out / "measured.yaml"
@@ -407,7 +415,7 @@ class Work:
             found = latency.of_network(
                 node["network"], settings, plan.latency_on, plan.latency_threads
             )
-            self.tell(f"  {name}: {found}")
+            self.print_line(f"  {name}: {found}")
             return found
 
         chosen = latency.choose(family.names(), plan.max_latency_ms, measure)
@@ -420,13 +428,13 @@ class Work:
         next_one = "it is the largest of the family"
         if chosen.larger is not None:
             next_one = f"{chosen.larger}, the next larger, takes {chosen.measured[chosen.larger]}"
-        self.tell(
+        self.print_line(
             f"{chosen.student} takes {chosen.measured[chosen.student]}, within "
             f"{plan.max_latency_ms:g} ms; {next_one}"
         )
         plans.write(plan, self.out)
 
-    def _held_out(self) -> Path | None:
+    def _write_held_out_names(self) -> Path | None:
         """Writes the names of held-out images with measured depth to OUT/held_out.txt.
 
         Returns:
@@ -463,7 +471,7 @@ class Work:
                 stop.
         """
         code = self.commands.run(program, arguments, folder).code
-        if self.commands.asked:
+        if self.commands.received_signals:
             raise Stopped("Stopped; the same command continues", code or 1)
         if code and code not in allowed:
             raise Stopped(
@@ -483,7 +491,7 @@ class Work:
                 plan.intrinsics,
                 plan.resize_mode,
                 plan.audit,
-                images.fingerprint(self._found()),
+                images.fingerprint(self._find_images()),
             ]
         )
 
@@ -549,7 +557,7 @@ def iterations_in(hours: float, iteration_s: float, evaluation_s: float) -> int:
     return found
 
 
-def told_iteration(report: str) -> dict | None:
+def iteration_in_report(report: str) -> dict | None:
     """Reads the time of an iteration from the report of `bin/train.py --dry-run`.
 
     Args:
@@ -563,7 +571,7 @@ def told_iteration(report: str) -> dict | None:
     """
     iteration = re.search(r"^Time per iteration: ([\d.]+) s", report, re.M)
     total = re.search(r"^Iterations: \d+ an epoch, (\d+) in all", report, re.M)
-    whole = told_seconds(report)
+    whole = seconds_in_report(report)
     if iteration is None or total is None or whole is None:
         return None
     seconds = max(float(iteration[1]), 0.001)

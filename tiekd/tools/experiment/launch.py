@@ -118,12 +118,12 @@ class Launcher:
         self.program = program
         self.out = out
         self.execute = execute
-        self.asked: list[int] = []
+        self.received_signals: list[int] = []
 
     def catch_signals(self) -> None:
         """Installs handlers that forward signals to stop from this process to the run."""
         for number in _SIGNALS:
-            signal.signal(number, lambda number, _frame: self.asked.append(number))
+            signal.signal(number, lambda number, _frame: self.received_signals.append(number))
 
     def run(self, jobs: Sequence[Job]) -> Finished:
         """Runs the jobs that aren't finished, in order.
@@ -137,18 +137,20 @@ class Launcher:
             The jobs that failed, and if a signal has stopped the experiment.
         """
         # Skip jobs that have results already, from this or an earlier call.
-        left = [job for job in jobs if listing.figures(job, self.spec) is None]
+        left = [job for job in jobs if listing.read_frame_errors(job, self.spec) is None]
         done = len(jobs) - len(left)
         if done:
-            self.tell(f"{done} of {len(jobs)} are finished already")
+            self.print_line(f"{done} of {len(jobs)} are finished already")
         failed = []
         for place, job in enumerate(left):
-            if self.asked:
+            if self.received_signals:
                 return Finished(failed, True)
             # Estimate the remaining time before each job, since the finished jobs make the estimate
             # more accurate.
             remaining = total(estimates(left[place:], jobs, {}, self.spec.steps))
-            self.tell(f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}")
+            self.print_line(
+                f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}"
+            )
             started = time.monotonic()
             state = read_state(job)
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -159,14 +161,14 @@ class Launcher:
             # run.
             state = State(job.label, job.key, state.seconds + time.monotonic() - started)
             # Report a job that was stopped by a signal as neither finished nor failed.
-            if self.asked and reason is not None:
+            if self.received_signals and reason is not None:
                 _write_state(job, state)
-                self.tell(f"{job.label} was stopped; the same command resumes it")
+                self.print_line(f"{job.label} was stopped; the same command resumes it")
                 return Finished(failed, True)
             _write_state(job, replace(state, failure=reason, is_finished=reason is None))
             if reason is not None:
                 failed.append(job)
-                self.tell(f"FAILED: {job.label}: {reason}; its log is {job.log}")
+                self.print_line(f"FAILED: {job.label}: {reason}; its log is {job.log}")
         return Finished(failed, False)
 
     def _attempt(self, job: Job) -> str | None:
@@ -205,10 +207,10 @@ class Launcher:
         end = time.monotonic() + _EARLIER_RANKS_LEAVE_S
         told = False
         while workdir.is_in_use(job.train_dir):
-            if self.asked or time.monotonic() > end:
+            if self.received_signals or time.monotonic() > end:
                 return f"{job.train_dir} is in use by an earlier start; end that process"
             if not told:
-                self.tell("waiting for an earlier start of this run, which is ending")
+                self.print_line("waiting for an earlier start of this run, which is ending")
                 told = True
             time.sleep(_POLL_S)
         return None
@@ -253,7 +255,7 @@ class Launcher:
         code = self.execute_logged(command, folder, job.log)
         # Decide by the results and not by the exit code, since a process may fail after writing
         # them.
-        if listing.figures(job, self.spec) is not None:
+        if listing.read_frame_errors(job, self.spec) is not None:
             return None
         return f"evaluation ended with code {code}: {last_line(job.log)}"
 
@@ -266,9 +268,9 @@ class Launcher:
             log: the file to which the command's output is appended.
         """
         with log.open("ab") as output:
-            return self.execute(command, folder, self.asked, output)
+            return self.execute(command, folder, self.received_signals, output)
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Prints a line of the progress.
 
         Args:
@@ -421,23 +423,23 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
     found: dict[tuple[str, str | None], float] = {}
     program = launcher.program.parent / "train.py"
     for job in {(job.set, job.row): job for job in jobs}.values():
-        if launcher.asked:
+        if launcher.received_signals:
             break
         # Use a temporary folder as the work dir, because a dry run writes nothing to it.
         with tempfile.TemporaryDirectory() as name:
             log = Path(name) / "log.txt"
             command = train_command(launcher.spec, job, program, "--dry-run")
             launcher.execute_logged(command, Path(name), log)
-            seconds = told_seconds(log.read_text(encoding="utf-8", errors="replace"))
+            seconds = seconds_in_report(log.read_text(encoding="utf-8", errors="replace"))
             why = last_line(log)
         if seconds is None:
-            launcher.tell(f"{job.label} could not be measured: {why}")
+            launcher.print_line(f"{job.label} could not be measured: {why}")
         else:
             found[job.set, job.row] = seconds
     return found
 
 
-def told_seconds(report: str) -> float | None:
+def seconds_in_report(report: str) -> float | None:
     """Reads the seconds of training and evaluations together from the report of a dry run.
 
     Args:
@@ -446,16 +448,16 @@ def told_seconds(report: str) -> float | None:
     Returns:
         The seconds; None if the report doesn't state them.
     """
-    told = re.search(
+    match = re.search(
         r"^ETA: (?:(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)|([\d.]+) s) for training", report, re.M
     )
-    if told is None:
+    if match is None:
         return None
     # Convert the text to seconds: below a minute the report has seconds, otherwise days, hours,
     # minutes and seconds.
-    if told[5] is not None:
-        return float(told[5])
-    days, hours, minutes, seconds = (int(part or 0) for part in told.groups()[:4])
+    if match[5] is not None:
+        return float(match[5])
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 

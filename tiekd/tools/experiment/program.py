@@ -160,9 +160,9 @@ def power_lines(spec: Spec, every: Sequence[Job], floors: Sequence[Job]) -> list
 
 def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> int:
     spec = launcher.spec
-    left = [job for job in jobs if runs.figures(job, spec) is None]
+    left = [job for job in jobs if runs.read_frame_errors(job, spec) is None]
     # Measure only rows without a finished run, since the duration of the others is known.
-    known = {(job.set, job.row) for job in every if runs.figures(job, spec) is not None}
+    known = {(job.set, job.row) for job in every if runs.read_frame_errors(job, spec) is not None}
     unknown = [job for job in left if (job.set, job.row) not in known]
     measured = {}
     if unknown:
@@ -177,7 +177,7 @@ def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> i
         "start of each program"
     )
     sys.stdout.flush()
-    if launcher.asked:
+    if launcher.received_signals:
         return STOPPED_CODE
     return FAILED_CODE if None in seconds else 0
 

@@ -166,7 +166,7 @@ def made_from(job: Job, spec: Spec) -> dict:
     return found
 
 
-def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
+def read_frame_errors(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
     """Reads the errors that a finished job has written.
 
     Args:
@@ -178,7 +178,7 @@ def figures(job: Job, spec: Spec) -> dict[str, list[FrameFigures]] | None:
         row for each way to compute depth (readout). For the floors of a set, name of the floor ->
         errors of each frame. None if the job isn't finished.
     """
-    content = _figures_content(job, spec)
+    content = _read_results(job, spec)
     try:
         return content and {
             name: [FrameFigures.from_json(frame) for frame in frames]
@@ -198,10 +198,10 @@ def left_out(job: Job, spec: Spec) -> dict[str, str]:
         job: the evaluation of the floors of a set.
         spec: the experiment.
     """
-    return (_figures_content(job, spec) or {}).get("left_out", {})
+    return (_read_results(job, spec) or {}).get("left_out", {})
 
 
-def _figures_content(job: Job, spec: Spec) -> dict | None:
+def _read_results(job: Job, spec: Spec) -> dict | None:
     """Returns the content of the JSON file with the depth errors that a job's evaluation measured.
 
     It is None if there is no such file, or if what the errors depend on (recipe, data, weights,
@@ -256,14 +256,16 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
             floors.append(_floors(spec, (name, number), of_rows[row_of(each.primary[1])], engine))
         _check_protocols(name, every)
         runs += sorted(here, key=functools.partial(_order, spec, each))
-    return [_placed(job, folder) for job in runs], [_placed(job, folder) for job in floors]
+    runs = [_with_folder(job, folder) for job in runs]
+    floors = [_with_folder(job, folder) for job in floors]
+    return runs, floors
 
 
-def _order(spec: Spec, each: DataSet, job: Job) -> tuple:
+def _order(spec: Spec, data_set: DataSet, job: Job) -> tuple:
     seed = list(spec.seeds).index(job.seed)
     # Sort by seed before row, first the pilot's runs and then the others, so that a partial table
     # compares rows with the same seeds.
-    is_pilot = job.row in map(row_of, each.primary) and seed < PILOT_SEEDS
+    is_pilot = job.row in map(row_of, data_set.primary) and seed < PILOT_SEEDS
     return not is_pilot, seed, list(spec.rows).index(job.row), job.fold or 0
 
 
@@ -411,22 +413,24 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
                 )
 
 
-def _run(spec: Spec, of: tuple[str, str, int, int | None], row: _Prepared, engine: dict) -> Job:
+def _run(
+    spec: Spec, identity: tuple[str, str, int, int | None], row: _Prepared, engine: dict
+) -> Job:
     """Returns a run whose attribute `folder` is still empty; the caller sets it.
 
     Args:
         spec: the experiment.
-        of: names of set and row, seed and number of the fold.
+        identity: names of set and row, seed and number of the fold.
         row: the row on the set's data.
         engine: the engine config.
     """
-    seed = of[2]
+    seed = identity[2]
     node = merge(row.node, {"train": {"seed": seed}})
     made = {"recipe": _learned_from(node), "engine": engine, "launcher": _launcher_of(spec)}
     key = _digest({**made, "data": row.data, "code": code_digest()})
     overrides = (*row.overrides, f"train.seed={seed}")
     sources = _sources(spec, node, engine)
-    return Job(*of, row.recipe, overrides, key, Path(), row.frames, sources, row.data)
+    return Job(*identity, row.recipe, overrides, key, Path(), row.frames, sources, row.data)
 
 
 def _launcher_of(spec: Spec) -> dict:
@@ -444,14 +448,14 @@ def _launcher_of(spec: Spec) -> dict:
     return {"options": others, "hosts": hostfile.of_options(spec.launcher)}
 
 
-def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
+def _floors(spec: Spec, identity: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
     """Returns the job that evaluates the floors of a set, on the data of one of the set's rows.
 
     Floors are baselines that don't look at the image, such as the best constant depth.
 
     Args:
         spec: the experiment.
-        of: name of the set, and number of the fold.
+        identity: name of the set, and number of the fold.
         row: the second row of the primary comparison, whose recipe's data are used.
         engine: the engine config.
     """
@@ -467,7 +471,7 @@ def _floors(spec: Spec, of: tuple[str, int | None], row: _Prepared, engine: dict
     # numbers.
     overrides = (*row.overrides, f"train.seed={spec.seeds[0]}")
     sources = _sources(spec, merge(row.node, {"train": {"seed": spec.seeds[0]}}), engine)
-    named = (of[0], None, None, of[1], row.recipe, overrides)
+    named = (identity[0], None, None, identity[1], row.recipe, overrides)
     return Job(*named, key, Path(), row.frames, sources, row.data)
 
 
@@ -507,7 +511,7 @@ def changed_sources(job: Job, spec: Spec) -> str | None:
     )
 
 
-def _placed(job: Job, folder: Path) -> Job:
+def _with_folder(job: Job, folder: Path) -> Job:
     fold = "" if job.fold is None else f"_fold_{job.fold}"
     if job.row is None:
         place = folder / "floors" / f"{job.set}{fold}-{job.key[:10]}"
@@ -724,7 +728,7 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
     # Count the scenes before anything runs, so that a wrong rule for scenes is found early.
     rule = spec.scene_rule()
     lines = []
-    for name, each in spec.sets.items():
+    for name, data_set in spec.sets.items():
         by_fold: dict[int | None, SplitNames] = {}
         for job in runs:
             if job.set == name and by_fold.setdefault(job.fold, job.frames).val != job.frames.val:
@@ -747,7 +751,7 @@ def check_scenes(runs: Sequence[Job], spec: Spec) -> list[str]:
         lines.append(f"{name}: {len(seen)} scenes, {count} {_SPLITS[spec.split]} frames")
         if shared:
             told = f"{len(shared)} of {len(seen)} scenes are trained on too: {_listed(shared)}"
-            if not each.shared_scenes:
+            if not data_set.shared_scenes:
                 raise RecipeError(
                     f"sets.{name}: {told}; give lists without common scenes, or set "
                     f"sets.{name}.shared_scenes to true, and the report says so"

@@ -146,7 +146,9 @@ def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] |
         Name of a row of the table, or of a floor -> errors of each frame; None if a fold isn't
         finished.
     """
-    found = [listing.figures(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)]
+    found = [
+        listing.read_frame_errors(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)
+    ]
     if not found or None in found:
         return None
     # Leave a floor (a baseline that doesn't look at the image) out if it couldn't be computed in
@@ -171,7 +173,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
     """
     # Find the missing runs, which have failed, haven't been tried, or have been interrupted.
     every = [*runs, *floors]
-    missing = [job for job in every if listing.figures(job, spec) is None]
+    missing = [job for job in every if listing.read_frame_errors(job, spec) is None]
     failed = [job for job in missing if launch.read_state(job).failure is not None]
     table = {
         "experiment": spec.path.stem,
@@ -354,13 +356,13 @@ def smallest_detectable(spec: Spec, name: str, figures: Figures) -> float:
     Returns:
         The difference in the metric of the primary comparison; NaN if the pilot isn't finished.
     """
-    each = spec.sets[name]
+    data_set = spec.sets[name]
     seeds = list(spec.seeds)[:PILOT_SEEDS]
     if len(seeds) < PILOT_SEEDS or any(
-        seed not in figures.rows[row] for row in each.primary for seed in seeds
+        seed not in figures.rows[row] for row in data_set.primary for seed in seeds
     ):
         return math.nan
-    ours, theirs = (figures.values(row, each.metric, seeds) for row in each.primary)
+    ours, theirs = (figures.values(row, data_set.metric, seeds) for row in data_set.primary)
     with np.errstate(invalid="ignore"):
         differences = ours - theirs
     if np.isinf(differences).any():
@@ -391,21 +393,21 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
         (True for the primary comparison), "difference" with confidence intervals, "p",
         "p_corrected", and "verdict", the conclusion in words.
     """
-    each = spec.sets[name]
-    first, reference = each.primary
+    data_set = spec.sets[name]
+    first, reference = data_set.primary
     # List the pairs of rows, the primary one first and only once.
-    pairs = [tuple(pair) for pair in each.compare or ()]
-    if each.compare is None:
-        pairs = [(row, reference) for row in spec.table_rows if row not in each.primary]
+    pairs = [tuple(pair) for pair in data_set.compare or ()]
+    if data_set.compare is None:
+        pairs = [(row, reference) for row in spec.table_rows if row not in data_set.primary]
     pairs = [(first, reference), *(pair for pair in pairs if pair != (first, reference))]
     # Compare all pairs in all metrics, even while runs are missing: those comparisons have p = 1,
     # so the number of tests to correct for stays that of the specification. Leave out a metric that
     # no frame has, such as the edge error with sparse ground truth.
-    metrics = [metric for metric in COMPARED if metric != each.metric and figures.has(metric)]
+    metrics = [metric for metric in COMPARED if metric != data_set.metric and figures.has(metric)]
     found = []
     for ours, theirs in pairs:
-        for metric in (each.metric, *metrics):
-            is_primary = (ours, theirs, metric) == (first, reference, each.metric)
+        for metric in (data_set.metric, *metrics):
+            is_primary = (ours, theirs, metric) == (first, reference, data_set.metric)
             found.append((is_primary, ours, theirs, metric, figures.compare(ours, theirs, metric)))
     # Correct the p-values of all comparisons except the primary one together.
     corrected = intervals.holm([result.p for is_primary, *_, result in found if not is_primary])

@@ -22,12 +22,12 @@ class Evaluation(NamedTuple):
         measured: The metrics and other measurements.
         protocol: The evaluation's settings. Its `reference` is the teacher if the student was
             compared with the teacher, and None for ground truth.
-        frames: Number of frames of the split from which the evaluated ones were taken.
+        num_split_frames: Number of frames of the split from which the evaluated ones were taken.
     """
 
     measured: Measured
     protocol: EvaluationProtocol
-    frames: int
+    num_split_frames: int
 
     @property
     def is_agreement(self) -> bool:
@@ -58,7 +58,7 @@ class Content:
         training: An evaluation of some training frames; None if there is none.
         agreement: The agreement with the teacher on some frames, if `validation` compares with
             ground truth; otherwise, or without a teacher, None.
-        shown: The worst, median and best frames, with their pictures.
+        frame_pictures: The worst, median and best frames, with their pictures.
         calibration: The calibration of the student's confidence; None without one.
         timings: Size and latency of the exported files; of the network itself if there are none.
         suggestions: What to try next, the most important first.
@@ -79,7 +79,7 @@ class Content:
     validation: Evaluation | None = None
     training: Evaluation | None = None
     agreement: Evaluation | None = None
-    shown: list[Shown] = field(default_factory=list)
+    frame_pictures: list[Shown] = field(default_factory=list)
     calibration: Calibrated | None = None
     timings: list[Timing] = field(default_factory=list)
     suggestions: list[Suggestion] = field(default_factory=list)

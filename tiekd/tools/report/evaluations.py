@@ -78,20 +78,20 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
         content.training = _measured(entrant, sample, len(training), recipe, "train", seen, device)
     # Also compare with the teacher if the metrics above are against ground truth. Use only some
     # frames, because running a teacher is slow.
-    taught = None if reference is None else (frames, reference)
+    teacher_data = None if reference is None else (frames, reference)
     if not scores_teacher and recipe.teachers.is_given:
         with attempt(content, "The teacher's depth"):
-            taught = _taught(recipe, data, names, device)
-            sample = measure.spaced(taught[0], _SAMPLE)
+            teacher_data = _build_teacher_data(recipe, data, names, device)
+            sample = measure.spaced(teacher_data[0], _SAMPLE)
             content.agreement = _measured(
-                entrant, sample, len(frames), recipe, "val", taught[1], device
+                entrant, sample, len(frames), recipe, "val", teacher_data[1], device
             )
     # Draw the pictures last: frames are chosen by their metrics, and must be read again.
     with attempt(content, "Pictures of frames"):
-        content.shown = shown_frames.draw(
+        content.frame_pictures = shown_frames.draw(
             shown_frames.choose(content.validation.measured.result.frames),
             frames,
-            taught,
+            teacher_data,
             scores_teacher,
             WatchedPredictor(entrant.predict.network, entrant.predict.flip),
             entrant.resize,
@@ -103,7 +103,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
 def _measured(
     entrant: Entrant,
     frames: Dataset,
-    of: int,
+    num_split_frames: int,
     recipe: Recipe,
     split: str,
     reference: Reference | None,
@@ -114,7 +114,7 @@ def _measured(
     Args:
         entrant: The student.
         frames: The frames.
-        of: Number of frames of the split from which these frames were taken.
+        num_split_frames: Number of frames of the split from which these frames were taken.
         recipe: The recipe.
         split: The name of the frames' split, "train" or "val".
         reference: The teacher to compare with; None for ground truth.
@@ -127,10 +127,10 @@ def _measured(
     if not hasattr(frames, "image_sizes"):
         protocol = measure.one_by_one(protocol)
     measured = measure.evaluate(entrant, frames, protocol, device, recipe.loading, sys.stderr)
-    return Evaluation(measured, protocol, of)
+    return Evaluation(measured, protocol, num_split_frames)
 
 
-def _taught(
+def _build_teacher_data(
     recipe: Recipe, data: DataSettings, names: list[str] | None, device: torch.device
 ) -> tuple[Dataset, Reference]:
     """Builds the dataset of validation frames with the teacher's inputs, and the teacher.

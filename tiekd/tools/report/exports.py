@@ -79,8 +79,8 @@ def of_file(path: Path, size: tuple[int, int]) -> Timing:
     # Catch every exception, since a file that another program made may fail in any way.
     try:
         run, inputs, facts = load(path)
-        given = _trial(inputs, size)
-        median_ms, runs = timed(lambda: run(*given))
+        given = _trial_inputs(inputs, size)
+        median_ms, runs = measure_median(lambda: run(*given))
     except Exception as error:  # noqa: BLE001 - runtimes raise many types of exceptions
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         told = f"{type(error).__name__}: {lines[0][:200] if lines else ''}"
@@ -104,14 +104,14 @@ def of_network(network: Network, resize: Resize, size: tuple[int, int]) -> Timin
     student = Student(network, "cpu", resize=resize)
     image = torch.zeros(1, 3, *size, dtype=torch.uint8)
     focal = _FOCAL if student.needs_focal else None
-    median_ms, runs = timed(lambda: student.predict(image, focal=focal))
+    median_ms, runs = measure_median(lambda: student.predict(image, focal=focal))
     num_bytes = sum(4 * each.numel() for each in network.parameters())
     runtime = f"torch {metadata.version('torch')}"
     threads = torch.get_num_threads()
     return Timing("the network", runtime, num_bytes, size, median_ms, runs, threads)
 
 
-def timed(run: Callable[[], object]) -> tuple[float, int]:
+def measure_median(run: Callable[[], object]) -> tuple[float, int]:
     """Returns the median duration of a call in ms, and the number of calls that were timed.
 
     Args:
@@ -152,7 +152,7 @@ def _options(inputs: Sequence[FileInput], facts: Mapping[str, str]) -> tuple[str
     return tuple(found)
 
 
-def _trial(inputs: Sequence[FileInput], size: tuple[int, int]) -> list[Tensor]:
+def _trial_inputs(inputs: Sequence[FileInput], size: tuple[int, int]) -> list[Tensor]:
     """Returns inputs for a trial run of an exported file.
 
     Args:

@@ -24,7 +24,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
     # teacher).
     trained = content.training
     gain = None if measured.excess is None else measured.excess.gain.high
-    flips = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
+    flips = [each.teacher_flip for each in content.frame_pictures if each.teacher_flip is not None]
     return Findings(
         recipe=content.data_set.recipe.node,
         resize=content.resize,

@@ -62,12 +62,12 @@ def chart(
     if not known:
         return tag("figure", tag("h3", title), tag("p", "no finite value", class_="faint"))
     xs, ys = zip(*known, strict=True)
-    x_range = _widened(min(xs), max(xs), 0.0)
+    x_range = _widen(min(xs), max(xs), 0.0)
     low = min(ys) if y_from is None else min(y_from, *ys, 0.0 if y_from == 0 else y_from)
-    y_range = _widened(low, max(ys), 0.04 if y_from is None else 0.0)
+    y_range = _widen(low, max(ys), 0.04 if y_from is None else 0.0)
     drawn = [*_x_axis(x_range), *_y_axis(y_range, log_y)]
     for number, (curve, line) in enumerate(zip(curves, points, strict=True)):
-        drawn += _drawn(line, x_range, y_range, number % _NUM_COLOURS, curve.dashed)
+        drawn += _draw_curve(line, x_range, y_range, number % _NUM_COLOURS, curve.dashed)
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     drawn.append(tag("text", x_label, x=f"{middle:g}", y=_HEIGHT - 4, text_anchor="middle"))
     said = f"{title}: {', '.join(curve.name for curve in curves)} over {x_label}"
@@ -107,7 +107,7 @@ def _height(point: tuple[float, float]) -> float:
     return point[1]
 
 
-def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
+def _widen(low: float, high: float, margin: float) -> tuple[float, float]:
     """Returns (low, high) with a margin on both sides, so that the range of an axis isn't empty.
 
     Args:
@@ -172,7 +172,7 @@ def _powers(low: float, high: float) -> list[float]:
     return [value for value in found if low <= value <= high]
 
 
-def _drawn(
+def _draw_curve(
     line: Sequence[tuple[float, float]],
     x_range: tuple[float, float],
     y_range: tuple[float, float],

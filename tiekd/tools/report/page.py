@@ -25,15 +25,15 @@ _MARK = "tiekd report"
 _HEAD_BYTES = 2048  # number of bytes at the start of a file in which _MARK is searched
 # The sections: (value of the HTML attribute `id`, title, function that makes the content).
 _SECTIONS = (
-    ("learned", "What was learned from what", learned.learned),
-    ("curves", "Learning curves", curves.curves),
-    ("figures", "Errors", errors.figures),
-    ("frames", "Worst, median and best frames", frames.frames),
-    ("confidence", "Confidence", confidence.confidence),
-    ("speed", "Size and latency", closing.speed),
-    ("next", "What to try next", closing.try_next),
-    ("repeat", "Repeat it", closing.repeat),
-    ("run", "The run and its machine", closing.environment),
+    ("learned", "What was learned from what", learned.learned_section),
+    ("curves", "Learning curves", curves.curves_section),
+    ("figures", "Errors", errors.errors_section),
+    ("frames", "Worst, median and best frames", frames.frames_section),
+    ("confidence", "Confidence", confidence.confidence_section),
+    ("speed", "Size and latency", closing.speed_section),
+    ("next", "What to try next", closing.suggestions_section),
+    ("repeat", "Repeat it", closing.repeat_section),
+    ("run", "The run and its machine", closing.environment_section),
 )
 
 
@@ -59,7 +59,7 @@ def document(content: Content) -> str:
             "header",
             tag("h1", title),
             tag("p", f"{content.records.weights}, {content.time}", class_="faint"),
-            *summary.summary(content),
+            *summary.summary_section(content),
         ),
         tag("nav", tag("ul", *links), aria_label="Sections"),
         tag("main", *(_section(*each) for each in made)),

@@ -54,14 +54,14 @@ class Shown(NamedTuple):
 
     Attributes:
         chosen: The frame.
-        cells: Title of a picture -> (H, W, 3) uint8.
+        pictures: Title of a picture -> (H, W, 3) uint8.
         is_wide: True if the images are at least twice as wide as high, and need more of the page.
         teacher_flip: Median |log ratio| of the teacher's depth of the mirrored image to that of the
             image; None if the teacher can't predict the mirrored image, as cached maps can't.
     """
 
     chosen: Chosen
-    cells: dict[str, np.ndarray]
+    pictures: dict[str, np.ndarray]
     is_wide: bool
     teacher_flip: float | None
 
@@ -99,7 +99,7 @@ def choose(table: FrameTable, each: int = _EACH) -> list[Chosen]:
 def draw(
     chosen: Sequence[Chosen],
     frames: Dataset,
-    taught: tuple[Dataset, Reference] | None,
+    teacher_data: tuple[Dataset, Reference] | None,
     is_agreement: bool,
     predictor: WatchedPredictor,
     resize: Resize,
@@ -112,7 +112,7 @@ def draw(
     Args:
         chosen: The frames to draw.
         frames: The dataset.
-        taught: The dataset in which frames have what the teacher needs, and the teacher; None
+        teacher_data: The dataset in which frames have what the teacher needs, and the teacher; None
             without a teacher.
         is_agreement: True if the student's target is the teacher, not ground truth.
         predictor: The student.
@@ -130,8 +130,8 @@ def draw(
     indices = [each.index for each in chosen]
     batches = validation_batches(Subset(frames, indices), 1, device, resize=resize)
     teachers = [None] * len(chosen)
-    if taught is not None:
-        teachers = _teacher_depths([each.name for each in chosen], indices, *taught, device)
+    if teacher_data is not None:
+        teachers = _teacher_depths([each.name for each in chosen], indices, *teacher_data, device)
     found = []
     for each, (_, batch), (teacher, flip) in zip(
         chosen, batches, [pair or (None, None) for pair in teachers], strict=True

@@ -79,8 +79,7 @@ class Findings:
         excess_gain: Upper bound of the sparsification gain of the excess width: 1 if pixels with
             larger errors have a larger width, 0 by chance.
         trained_abs_rel: abs_rel on training frames.
-        student_flip: Change of the student's depth if the image is mirrored, as a fraction.
-        teacher_flip: The same of the teacher.
+        teacher_flip: Change of the teacher's depth if the image is mirrored, as a fraction.
         focal: Median focal length of the frames in pixels of the student's input; None if the focal
             length of a frame isn't known.
         metric: (iterations, values) of the abs_rel in the evaluations during training.
@@ -100,7 +99,6 @@ class Findings:
     is_calibrated: bool = False
     excess_gain: float = math.nan
     trained_abs_rel: float = math.nan
-    student_flip: float | None = None
     teacher_flip: float | None = None
     focal: float | None = None
     metric: tuple[Sequence[float], Sequence[float]] = ((), ())
@@ -445,7 +443,7 @@ def outliers(found: Findings) -> Suggestion | None:
     )
 
 
-def cant_follow(found: Findings) -> Suggestion | None:
+def weak_student(found: Findings) -> Suggestion | None:
     """Suggests a stronger student if even training frames have large errors.
 
     Args:
@@ -473,7 +471,7 @@ RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
     overfitting_gap,
     wrong_scale,
     bias,
-    cant_follow,
+    weak_student,
     grows_with_range,
     worse_near,
     poor_edges,

@@ -267,9 +267,9 @@ def test_whole_refuses_sizes_that_nothing_has(text, capsys):
     assert arguments(head, "--height", "1000000").height == 10**6
 
 
-def test_judged_tells_linear_from_nonlinear():
+def test_growth_tells_linear_from_nonlinear():
     """A near-linear curve and a nonlinear one are judged as such, with the worst size named."""
-    curve = growth.judged([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
+    curve = growth.compare_with_line([1, 2, 4, 8], [0.11, 0.21, 0.41, 0.81], [100, 200, 400, 1600])
     assert curve["time_by_line"] == pytest.approx([1] * 4)
     told = curve["says"].split("; ")
     assert told[0] == "time: near linear"
@@ -295,7 +295,7 @@ def test_draw_has_time_and_memory_colours(monkeypatch):
 
     Axes end at 1.05 times the largest size and at 1.1 times the largest value of the axis.
     """
-    curve = growth.judged([1, 2, 4], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    curve = growth.compare_with_line([1, 2, 4], [1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
     seen = []
     monkeypatch.setattr(figures, "png_of", seen.append)
     draw({"batch": curve}, growth.UNITS)

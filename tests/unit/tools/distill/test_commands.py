@@ -9,7 +9,7 @@ from tiekd import console
 from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.errors import LaunchError
 from tiekd.tools.distill import commands
-from tiekd.tools.distill.commands import Commands, Ended
+from tiekd.tools.distill.commands import Commands, ProgramResult
 
 GONE = 2**22 + 1
 
@@ -27,7 +27,7 @@ def test_commands_train_by_launcher(started, monkeypatch):
     """A training is started by DeepSpeed's launcher, and printed as the user would type it."""
     monkeypatch.delenv(console.CONSOLE, raising=False)
     made, lines, told = started
-    assert isinstance(made.run("train", ["my recipe.yaml"]), Ended)
+    assert isinstance(made.run("train", ["my recipe.yaml"]), ProgramResult)
     assert lines[0][1:5] == [
         *("-m", "deepspeed.launcher.runner", "--master_port=29511", "--num_gpus=2"),
     ]

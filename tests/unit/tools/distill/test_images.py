@@ -34,7 +34,7 @@ def test_images_are_found_and_others_counted(folder):
     assert list(found.videos) == ["ride.mp4"]
     assert found.left_out.keys() == {"a/2.png", "a_1.png", "b/3.bmp"}
     assert "left out: 1 file, .bmp isn't read, only .jpg, .jpeg, .png (such as b/3.bmp)" in (
-        found.told()
+        found.describe_left_out()
     )
 
 
@@ -84,14 +84,14 @@ def test_images_fingerprint_follows_sizes_and_names(folder):
 def test_images_that_were_replaced_lose_their_maps(folder, tmp_path):
     """The maps of an image that has another file are removed, in the folders of all teachers."""
     images.link(images.find(folder, [folder / "depth"]), tmp_path, {})
-    before = images.linked(tmp_path)
+    before = images.read_links(tmp_path)
     assert before["a/1.jpg"] == [str(folder / "a/1.jpg"), (folder / "a/1.jpg").stat().st_size]
     for name in ("a_1.png", "sigma/a_1.png", "a_2.png"):
         write(tmp_path / "maps" / name)
-    images.drop_maps(tmp_path / "maps", before, images.linked(tmp_path))
+    images.drop_maps(tmp_path / "maps", before, images.read_links(tmp_path))
     assert len(list((tmp_path / "maps").rglob("*.png"))) == 3
     write(folder / "a/1.jpg", (64, 48))
-    images.drop_maps(tmp_path / "maps", before, images.linked(tmp_path))
+    images.drop_maps(tmp_path / "maps", before, images.read_links(tmp_path))
     assert [path.name for path in (tmp_path / "maps").rglob("*.png")] == ["a_2.png"]
     # One that is gone may come back as another.
     images.drop_maps(tmp_path / "maps", {"a/2.jpg": ["x", 1]}, {})
@@ -126,14 +126,14 @@ def test_images_of_pairs_are_split(tmp_path):
     for name in ("left/images/1.png", "right/images/1.png", "left/images/2.png"):
         write(tmp_path / "rides" / name)
     found = images.find(tmp_path / "rides")
-    rule = images.split_pairs(found, tmp_path / "out", ["left/", "right/"])
+    rule = images.move_right_images(found, tmp_path / "out", ["left/", "right/"])
     assert sorted(found.images) == ["left/images/1.png", "left/images/2.png"]
     images.link(found, tmp_path / "out", {})
     left = str(tmp_path / "out/images/left/images/1.png")
     right = images.right_of(left, tuple(rule))
     assert images.Path(right).resolve() == tmp_path / "rides/right/images/1.png"
     with pytest.raises(DataError, match="no image has a right one"):
-        images.split_pairs(found, tmp_path / "out", ["up", "down"])
+        images.move_right_images(found, tmp_path / "out", ["up", "down"])
 
 
 @pytest.mark.parametrize(

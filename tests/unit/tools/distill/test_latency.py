@@ -6,14 +6,14 @@ from support import recipes
 
 from tiekd.errors import LaunchError
 from tiekd.tools.distill import latency
-from tiekd.tools.distill.latency import Measured
+from tiekd.tools.distill.latency import Latency
 
 NAMES = ["a", "b", "c", "d", "e"]
 TAKES = dict(zip(NAMES, (5.0, 8.0, 12.0, 20.0, 40.0), strict=True))
 
 
-def measure(name: str) -> Measured:
-    return Measured(TAKES[name], 50)
+def measure(name: str) -> Latency:
+    return Latency(TAKES[name], 50)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_latency_is_median(monkeypatch):
     calls = []
     monkeypatch.setattr(latency, "RUNS", 3)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
-    found = latency.timed(calls.append, "image")
+    found = latency.measure_median(calls.append, "image")
     assert (found.runs, len(calls)) == (3, 6)
     assert found.ms == pytest.approx(10.0)
 
@@ -58,7 +58,7 @@ def test_latency_ends_after_a_while(monkeypatch):
     """A slow file is run fewer times, and the number is told."""
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
-    assert latency.timed(lambda _image: None, "image").runs == 2
+    assert latency.measure_median(lambda _image: None, "image").runs == 2
 
 
 def test_latency_without_onnx_takes_torch_export(monkeypatch):
@@ -78,7 +78,7 @@ def test_latency_of_exported_file(monkeypatch):
             (torch.get_num_threads(), path.suffix, network.training, images[0].shape)
         ),
     )
-    monkeypatch.setattr(latency, "loaded", lambda *_: lambda _image: None)
+    monkeypatch.setattr(latency, "load_exported", lambda *_: lambda _image: None)
     before = torch.get_num_threads()
     settings = latency.export.Settings((32, 64), "torch_export")
     found = latency.of_network(recipes.STUDENT, settings, "cpu", before + 1)

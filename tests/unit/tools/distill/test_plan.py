@@ -66,15 +66,15 @@ def test_plan_that_is_damaged_is_one_line(tmp_path, text):
 def test_plan_refuses_contradiction(tmp_path, change, told):
     """An option with another value than the plan's is one line that names both."""
     with pytest.raises(LaunchError, match=told):
-        plans.agree(plans.new(ASKED, threads=1), ASKED | change, tmp_path)
+        plans.check_agreement(plans.new(ASKED, threads=1), ASKED | change, tmp_path)
 
 
 def test_plan_agrees_with_first_command(tmp_path):
     """The first command, and one that leaves options out, agree with what was chosen since."""
     plan = plans.new(ASKED, threads=1)
     plan.size, plan.batch_size = [96, 320], 8
-    plans.agree(plan, ASKED, tmp_path)
-    plans.agree(plan, {"images": "/rides"}, tmp_path)
+    plans.check_agreement(plan, ASKED, tmp_path)
+    plans.check_agreement(plan, {"images": "/rides"}, tmp_path)
 
 
 def test_plan_takes_over_what_is_open(tmp_path):
@@ -82,15 +82,15 @@ def test_plan_takes_over_what_is_open(tmp_path):
     asked = {"images": "/rides", "teacher": ASKED["teacher"], "hours": 0.1, "max_latency_ms": 1.0}
     plan = plans.new(asked, threads=1)
     again = asked | {"hours": 3.0, "max_latency_ms": 20.0, "audit": False}
-    plans.update_open(plan, again, has_begun=False)
-    plans.agree(plan, again, tmp_path)
+    plans.update_unused(plan, again, has_begun=False)
+    plans.check_agreement(plan, again, tmp_path)
     assert (plan.hours, plan.max_latency_ms, plan.audit) == (3.0, 20.0, False)
     # Once they are chosen, they are kept.
     plan.student, plan.iterations = "lite1", 500
     for change in ({"hours": 4.0}, {"max_latency_ms": 30.0}):
-        plans.update_open(plan, again | change, has_begun=False)
+        plans.update_unused(plan, again | change, has_begun=False)
         with pytest.raises(LaunchError, match="says"):
-            plans.agree(plan, again | change, tmp_path)
+            plans.check_agreement(plan, again | change, tmp_path)
 
 
 def test_plan_threads_follow_environment(monkeypatch):

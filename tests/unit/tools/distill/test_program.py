@@ -124,7 +124,7 @@ def test_program_signals_reach_running_program(tmp_path, monkeypatch):
     program._catch_signals(commands)
     commands.is_running = True
     handlers[signal.SIGTERM](signal.SIGTERM, None)
-    assert commands.asked == [signal.SIGTERM]
+    assert commands.received_signals == [signal.SIGTERM]
     commands.is_running = False
     # Code that goes on after every failure of its own stops, too.
     with pytest.raises(Stopped, match="the same command continues"), suppress(Exception):

@@ -88,7 +88,7 @@ def test_recipes_without_audit(tmp_path, several):
 def test_recipes_keep_constant_sigma(tmp_path):
     """A constant sigma isn't in cached maps, so the student's recipe repeats it."""
     teacher = {"teacher": MAPS["teacher"] | {"sigma": 0.25}}
-    assert recipes.cached(plan(teacher=teacher), tmp_path)["teacher"]["sigma"] == 0.25
+    assert recipes.with_cached_maps(plan(teacher=teacher), tmp_path)["teacher"]["sigma"] == 0.25
 
 
 def test_recipes_follow_from_plan(tmp_path):
@@ -111,7 +111,7 @@ def test_recipes_name_maps_of_several_teachers(tmp_path):
     written = recipes.teacher_recipe(made, tmp_path, made.teacher)
     recipes.write(written, tmp_path / recipes.TEACHER, "The teachers.")
     maps = tmp_path / "maps"
-    assert recipes.cached(made, tmp_path)["teachers"] == [
+    assert recipes.with_cached_maps(made, tmp_path)["teachers"] == [
         {"maps": f"{maps}/gt_kd_stereo_0", "weight": 2.0, "sigma": 0.25},
         {"maps": f"{maps}/gt_kd_stereo_1"},
         {"maps": "/maps"},

@@ -7,7 +7,7 @@ import pytest
 from tiekd.errors import DataError, LaunchError
 from tiekd.tools.distill import options, work
 from tiekd.tools.distill import plan as plans
-from tiekd.tools.distill.commands import Ended
+from tiekd.tools.distill.commands import ProgramResult
 from tiekd.tools.distill.work import Stopped, Work
 
 REPORT = """Global batch: 16
@@ -25,12 +25,12 @@ class Programs:
 
     def __init__(self, code=0):
         self.code = code
-        self.asked = []
+        self.received_signals = []
         self.ran = []
 
     def run(self, program, arguments, _folder=None):
         self.ran.append([program, *arguments])
-        return Ended(self.code, 0.0, 0)
+        return ProgramResult(self.code, 0.0, 0)
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ def test_work_hours_leave_time_for_evaluations():
 
 def test_work_reads_dry_run():
     """Seconds of an iteration and of the evaluations, and the disk, are read from the report."""
-    assert work.told_iteration(REPORT) == {
+    assert work.iteration_in_report(REPORT) == {
         "seconds_per_iteration": 0.5,
         "seconds_of_evaluations": 60.0,
         "seconds_of_training": 560.0,
         "disk_mb": 290.0,
     }
-    assert work.told_iteration("LaunchError: no") is None
+    assert work.iteration_in_report("LaunchError: no") is None
 
 
 def test_work_stages_are_those_of_until(made):
@@ -83,11 +83,11 @@ def test_work_exports_calibrated_weights_again(made):
     keys = []
     for content in (b"plain", b"with a temperature"):
         weights.write_bytes(content)
-        keys.append({stage.name: stage.reads() for stage in made.stages()[4:]})
+        keys.append({stage.name: stage.fingerprint_inputs() for stage in made.stages()[4:]})
     changed = [name for name in keys[0] if keys[0][name] != keys[1][name]]
     assert changed == ["export", "report"]
     (weights.parent / "confidence.json").write_text("{}")
-    assert made.stages()[-1].reads() != keys[1]["report"]
+    assert made.stages()[-1].fingerprint_inputs() != keys[1]["report"]
 
 
 def test_work_exports_without_calibration(made):
@@ -147,7 +147,7 @@ def test_work_fails_with_code_of_program(made):
 
 def test_work_stops_when_asked(made):
     """A signal ends the command although the program ended well."""
-    made.commands.asked.append(15)
+    made.commands.received_signals.append(15)
     with pytest.raises(Stopped, match="the same command continues"):
         made.evaluate()
 

@@ -199,7 +199,7 @@ def test_seconds_count_all_attempts(launcher, spec, monkeypatch):
     job.log.write_text("")
     os.utime(job.log, (2007.0, 2007.0))
     assert launch.read_state(job).seconds == 17.0
-    launcher.asked.clear()
+    launcher.received_signals.clear()
     execute.stopped_by = None
     assert launcher.run([job]) == launch.Finished([], False)
     # Training and evaluation took 10 s each.
@@ -313,6 +313,6 @@ def test_measure_takes_one_run_of_each_row(launcher, spec):
         ("RecipeError: no", None),
     ],
 )
-def test_told_seconds_reads_dry_run(told, seconds):
+def test_seconds_in_report_reads_dry_run(told, seconds):
     """The time that a dry run reports is read in every form that it has."""
-    assert launch.told_seconds(told) == seconds
+    assert launch.seconds_in_report(told) == seconds

@@ -21,7 +21,7 @@ def start(tmp_path, scenes, monkeypatch):
     def run(self, jobs):
         ran.append(list(jobs))
         failed = [job for job in jobs if job.row in failing]
-        return launch.Finished(failed, bool(self.asked))
+        return launch.Finished(failed, bool(self.received_signals))
 
     monkeypatch.setattr(launch.Launcher, "run", run)
     monkeypatch.setattr(launch.Launcher, "catch_signals", lambda self: None)
@@ -82,7 +82,7 @@ def test_run_failed_run_gives_code_1(start, capsys):
 def test_run_stopped_gives_code_75(start, monkeypatch, capsys):
     """A stopped experiment says how to resume, with the code for "try again later"."""
     monkeypatch.setattr(
-        launch.Launcher, "catch_signals", lambda self: self.asked.append(signal.SIGINT)
+        launch.Launcher, "catch_signals", lambda self: self.received_signals.append(signal.SIGINT)
     )
     assert start() == 75
     assert len(start.ran) == 1

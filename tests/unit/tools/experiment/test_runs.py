@@ -204,17 +204,17 @@ def test_figures_of_other_run_do_not_count(write):
     """A file of figures counts only for the run, split and weights that it was made from."""
     spec = write()
     job = runs.plan(spec)[0][0]
-    assert runs.figures(job, spec) is None
+    assert runs.read_frame_errors(job, spec) is None
     made = small_experiment.figures(np.full(len(small_experiment.NAMES), 0.1))
     small_experiment.finish(job, spec, {"new": made})
-    assert repr(runs.figures(job, spec)) == repr({"new": made})
+    assert repr(runs.read_frame_errors(job, spec)) == repr({"new": made})
     content = json.loads(job.figures_file("val").read_text())
     for change in ({"key": "x"}, {"weights": "best"}, {"split": "test"}):
         other = content | {"made_from": content["made_from"] | change}
         job.figures_file("val").write_text(json.dumps(other))
-        assert runs.figures(job, spec) is None
+        assert runs.read_frame_errors(job, spec) is None
     job.figures_file("val").write_text(json.dumps(content)[:-40])
-    assert runs.figures(job, spec) is None
+    assert runs.read_frame_errors(job, spec) is None
 
 
 def test_chosen_matches_row_set_and_seed(write):

@@ -32,7 +32,7 @@ def test_compute_headline_is_mean_of_scene_means(spec):
     each = []
     for job in planned:
         if job.row == "new":
-            values = [frame.abs_rel for frame in runs.figures(job, spec)["new"]]
+            values = [frame.abs_rel for frame in runs.read_frame_errors(job, spec)["new"]]
             by_scene = {}
             for name, value in zip(small_experiment.NAMES, values, strict=True):
                 by_scene.setdefault(name.split("/")[0], []).append(value)
@@ -188,7 +188,7 @@ def test_compute_has_a_row_for_each_readout(tmp_path, scenes):
     spec = small_experiment.write(tmp_path, scenes, scenes=by_scene, rows=rows, sets=sets)
     planned, of_sets = small_experiment.finish_all(spec, 0.03)
     for job in planned:
-        mean = runs.figures(job, spec)[job.row]
+        mean = runs.read_frame_errors(job, spec)[job.row]
         if job.row == "new":
             better = np.array([frame.abs_rel for frame in mean]) - 0.05
             mode = small_experiment.figures(better)

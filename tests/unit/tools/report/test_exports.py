@@ -53,9 +53,9 @@ def test_of_file_says_why_a_file_cant_be_run(tmp_path, monkeypatch):
 def test_trial_refuses_other_inputs():
     """A file that takes something else than an image is no student."""
     image = exports.FileInput((None, 3, None, None), torch.uint8)
-    (trial,) = exports._trial([image], (6, 8))
+    (trial,) = exports._trial_inputs([image], (6, 8))
     assert (trial.shape, trial.dtype) == ((1, 3, 6, 8), torch.uint8)
-    with_focal = exports._trial([image, exports.FileInput((None,), torch.float32)], (6, 8))
+    with_focal = exports._trial_inputs([image, exports.FileInput((None,), torch.float32)], (6, 8))
     assert [each.shape for each in with_focal] == [(1, 3, 6, 8), (1,)]
     for shape, dtype in (
         ((1, 4, 6, 8), torch.uint8),
@@ -63,7 +63,7 @@ def test_trial_refuses_other_inputs():
         ((1, 3, 6, 8), None),
     ):
         with pytest.raises(ValueError, match="not one RGB image"):
-            exports._trial([exports.FileInput(shape, dtype)], (6, 8))
+            exports._trial_inputs([exports.FileInput(shape, dtype)], (6, 8))
 
 
 def test_options_of_a_dynamic_file_with_focal():
@@ -88,9 +88,9 @@ def test_timed_is_the_median_of_stated_runs(monkeypatch):
     def run():
         clock[0] += next(steps)
 
-    assert exports.timed(run) == (2500.0, 4)  # 1, 2, 4 and 3 s make 10 s
+    assert exports.measure_median(run) == (2500.0, 4)  # 1, 2, 4 and 3 s make 10 s
     steps = iter([0.0, 60.0, 50.0, 70.0, 1.0])
-    assert exports.timed(run) == (60_000.0, 3)
+    assert exports.measure_median(run) == (60_000.0, 3)
 
 
 def test_of_network_without_an_export(monkeypatch):

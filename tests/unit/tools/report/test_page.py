@@ -67,7 +67,7 @@ def test_document_escapes_names(html, read, accurate):
     """Names of folders, frames, teachers and machines appear as they are, and open no tag."""
     assert html.encode("utf-8")  # no lone surrogate is left
     said = "".join(read.said)
-    names = [each.chosen.name for each in accurate.shown]
+    names = [each.chosen.name for each in accurate.frame_pictures]
     assert any("<" in name for name in names)
     assert [plain(name) for name in names if plain(name) not in said] == []
     assert "m<1>" in said
@@ -116,7 +116,7 @@ def test_document_of_accuracy_is_not_labelled_agreement(html, accurate):
     assert f"The row against the teacher is {LABEL}." in html
     assert "<h2>Errors</h2>" in html
     assert accurate.left_out == []
-    titles = set(accurate.shown[0].cells)
+    titles = set(accurate.frame_pictures[0].pictures)
     assert titles == {
         *("image", "ground truth", "teacher", "student", "difference from ground truth"),
         "excess width",
@@ -141,14 +141,14 @@ def test_curves_of_losses_that_differ_are_logarithmic(accurate, losses, is_logar
     """Losses above 0 that differ by more than a factor of 20 have a logarithmic axis."""
     rows = [Row("train", i, i, i, {"loss": loss}) for i, loss in enumerate(losses)]
     records = accurate.records._replace(run=Run("x", rows))
-    shown = "".join(curves.curves(replace(accurate, records=records)))
+    shown = "".join(curves.curves_section(replace(accurate, records=records)))
     assert ("(logarithmic)" in shown) is is_logarithmic
     assert "Learning rate" not in shown
 
 
 def test_document_says_what_is_left_out(accurate):
     """Without validation frames the rest is there, and the reason is escaped."""
-    bare = replace(accurate, validation=None, shown=[], left_out=["no frames: <none>"])
+    bare = replace(accurate, validation=None, frame_pictures=[], left_out=["no frames: <none>"])
     document = page.document(bare)
     assert "no frames: &lt;none&gt;" in document
     assert "Learning curves" in document
@@ -163,15 +163,17 @@ def test_calibrated_confidence_is_shown_before_and_after(accurate):
         2.5, "ground truth", 0.1, "best_abs_rel.pth", 8, ["a <remark>"], figures, curves
     )
     calibrated = replace(accurate, records=accurate.records._replace(temperature=2.5))
-    shown = "".join(confidence.confidence(replace(calibrated, calibration=of_these)))
+    shown = "".join(confidence.confidence_section(replace(calibrated, calibration=of_these)))
     assert "<td>0.2500</td><td>0.0125</td>" in shown
     assert "temperature 2.5" in shown
     assert "a &lt;remark&gt;" in shown
     assert "Calibrate again" not in shown
     stale = of_these._replace(iteration=4)
-    assert "other weights" in "".join(confidence.confidence(replace(calibrated, calibration=stale)))
+    assert "other weights" in "".join(
+        confidence.confidence_section(replace(calibrated, calibration=stale))
+    )
     # The figures are there, and the weights weren't written.
-    without = "".join(confidence.confidence(replace(accurate, calibration=of_these)))
+    without = "".join(confidence.confidence_section(replace(accurate, calibration=of_these)))
     assert "The weights don" in without
     assert "hold this temperature" in without
 

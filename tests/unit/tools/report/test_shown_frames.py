@@ -66,12 +66,12 @@ def test_cells_show_the_difference_from_the_target():
 
 def test_draw_shows_frames_that_were_chosen(accurate):
     """Pictures are of the images of the chosen frames, and no wider than a page needs."""
-    names = {each.chosen.name for each in accurate.shown}
+    names = {each.chosen.name for each in accurate.frame_pictures}
     assert names == set(accurate.validation.measured.result.frames.names)
-    shown = accurate.shown[0]
-    assert shown.cells["image"].shape == (48, 64, 3)
+    shown = accurate.frame_pictures[0]
+    assert shown.pictures["image"].shape == (48, 64, 3)
     # The image is noise at its own size, not resized.
-    assert shown.cells["image"].std() > 60
+    assert shown.pictures["image"].std() > 60
     wide = shown_frames._scaled({"x": np.zeros((100, 1000, 3), np.uint8)})
     assert wide["x"].shape == (48, 480, 3)
     assert shown_frames._scaled({"x": np.zeros((480, 640, 3), np.uint8)})["x"].shape[1] == 320
@@ -84,4 +84,4 @@ def test_draw_without_a_frame_draws_nothing(accurate):
 
 def test_draw_asks_the_teacher_for_the_mirrored_image(accurate):
     """The teacher's change under a flip is that of its network, frame by frame."""
-    assert all(0 < each.teacher_flip < 1 for each in accurate.shown)
+    assert all(0 < each.teacher_flip < 1 for each in accurate.frame_pictures)

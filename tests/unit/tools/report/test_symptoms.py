@@ -69,7 +69,7 @@ PLANTED = {
         "0.0500 instead of 0.0800",
     ),
     "bias": ({"relative_bias": -0.08}, ("losses.depth.weight=2",), "8.0% too near"),
-    "cant_follow": (
+    "weak_student": (
         {"trained_abs_rel": 0.15, "abs_rel": 0.16, "aligned": 0.15},
         ("data.resize.height=288", "data.resize.width=960"),
         "0.1500 on training frames",

@@ -7,7 +7,7 @@ from tiekd.tools.report.content import Content
 from tiekd.tools.report.markup import Markup, facts, table, tag
 
 
-def speed(content: Content) -> list[Markup]:
+def speed_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section on size and latency: a table of the exported files.
 
     Args:
@@ -26,7 +26,7 @@ def speed(content: Content) -> list[Markup]:
     return [table(head, rows, said)] if rows else []
 
 
-def try_next(content: Content) -> list[Markup]:
+def suggestions_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section on what to try next: a list of symptoms with advice.
 
     Args:
@@ -51,7 +51,7 @@ def try_next(content: Content) -> list[Markup]:
     return [tag("p", said, class_="faint"), tag("ol", *items)]
 
 
-def repeat(content: Content) -> list[Markup]:
+def repeat_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section with the commands that repeat the run, each with a title.
 
     Args:
@@ -64,7 +64,7 @@ def repeat(content: Content) -> list[Markup]:
     return parts
 
 
-def environment(content: Content) -> list[Markup]:
+def environment_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section on the run's outcome, machine, plan and recipe.
 
     Args:

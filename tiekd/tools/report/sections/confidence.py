@@ -9,7 +9,7 @@ from tiekd.tools.report.markup import Markup, table, tag
 from tiekd.tools.report.sections.parts import label, note
 
 
-def confidence(content: Content) -> list[Markup]:
+def confidence_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section that compares excess widths with the errors.
 
     It has a reliability and a sparsification chart, a table of measurements, and the results of a

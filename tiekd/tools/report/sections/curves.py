@@ -8,7 +8,7 @@ from tiekd.tools.report.line_chart import Curve, chart
 from tiekd.tools.report.markup import Markup, tag
 
 
-def curves(content: Content) -> list[Markup]:
+def curves_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section with the learning curves of the run's log.
 
     Args:
@@ -40,7 +40,7 @@ def curves(content: Content) -> list[Markup]:
     validated = [key for key in of_sets or [metric] if key in shown]
     if validated:
         named = [Curve(key, *run.curve(key, "iteration")) for key in validated]
-        said = f" ({LABEL})" if any(True in run.meanings(key) for key in validated) else ""
+        said = f" ({LABEL})" if any(True in run.agreement_flags(key) for key in validated) else ""
         drawn.append(chart(f"Validation: {metric}{said}", named, "iteration"))
     if "grad_norm" in keys:
         curve = Curve("norm of the gradient", *run.curve("grad_norm", "iteration"))

@@ -14,7 +14,7 @@ from tiekd.tools.report.markup import Markup, table, tag
 from tiekd.tools.report.sections.parts import label, mean_of, unit_of
 
 
-def figures(content: Content) -> list[Markup]:
+def errors_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section on errors, of validation and of some training frames.
 
     It has metrics, errors by depth range, near edges, and of scale.
@@ -33,7 +33,7 @@ def figures(content: Content) -> list[Markup]:
         ("validation frames, against the teacher", content.agreement),
     ):
         if other is not None:
-            count = f"{len(other.measured.frames)} of {other.frames}"
+            count = f"{len(other.measured.frames)} of {other.num_split_frames}"
             rows.append((f"{count} {what}", *_metric_cells(other)))
     head = ("frames", *(f"{key}{unit_of(key)}" for key in metrics.METRIC_NAMES))
     parts.append(table(head, rows, "Metrics, mean over images"))
@@ -111,7 +111,9 @@ def _flip_text(content: Content) -> str:
     told = ""
     if found.flip is not None:
         told += f" The student's depth changes by {found.flip:.1%} if the image is mirrored"
-        teacher = [each.teacher_flip for each in content.shown if each.teacher_flip is not None]
+        teacher = [
+            each.teacher_flip for each in content.frame_pictures if each.teacher_flip is not None
+        ]
         if teacher:
             told += f", the teacher's by {float(np.median(teacher)):.1%} in the frames below"
         told += "."

@@ -11,13 +11,13 @@ from tiekd.visualization import pictures
 _KINDS = {"worst": "Worst frames", "median": "Median frames", "best": "Best frames"}
 
 
-def frames(content: Content) -> list[Markup]:
+def frames_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section with pictures of frames, and their colour scales.
 
     Args:
         content: The content of the report; without shown frames the result is an empty list.
     """
-    if not content.shown:
+    if not content.frame_pictures:
         return []
     end = content.max_depth_m * LARGEST_ERROR
     steps = np.linspace(0, 1, 256)[None]
@@ -43,7 +43,7 @@ def frames(content: Content) -> list[Markup]:
         ),
     ]
     for kind, title in _KINDS.items():
-        of_kind = [each for each in content.shown if each.chosen.kind == kind]
+        of_kind = [each for each in content.frame_pictures if each.chosen.kind == kind]
         if of_kind:
             parts.append(tag("h3", title))
             parts += [_frame(each) for each in of_kind]
@@ -72,7 +72,7 @@ def _frame(shown: Shown) -> Markup:
     name = shown.chosen.name
     cells = [
         tag("figure", picture(cell, f"{title} of {plain(name)}"), tag("figcaption", title))
-        for title, cell in shown.cells.items()
+        for title, cell in shown.pictures.items()
     ]
     caption = joined([tag("code", name), f", abs_rel {shown.chosen.abs_rel:.4f}"])
     style = "panels wide" if shown.is_wide else "panels"

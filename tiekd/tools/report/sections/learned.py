@@ -12,7 +12,7 @@ _FOLDERS_SHOWN = 8
 _SPLITS = {"train": "training", "val": "validation"}
 
 
-def learned(content: Content) -> list[Markup]:
+def learned_section(content: Content) -> list[Markup]:
     """Returns the HTML of the section on images, teachers, their licences, and digests of files.
 
     Args:

@@ -7,7 +7,7 @@ from tiekd.tools.report.sections.parts import label, note, unit_of
 _TILES = ("abs_rel", "rmse", "a1")
 
 
-def summary(content: Content) -> list[Markup]:
+def summary_section(content: Content) -> list[Markup]:
     """Returns the HTML of the report's head: main metrics, warnings, parts that couldn't be made.
 
     Args:

@@ -18,7 +18,7 @@ from tiekd.data.image_io import read_photo
 from tiekd.errors import DataError
 from tiekd.inference.predict.video import Video
 from tiekd.tools.distill import images, recipes, stages
-from tiekd.tools.distill.commands import Commands, Ended
+from tiekd.tools.distill.commands import Commands, ProgramResult
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.teacher import STEREO
 from tiekd.tools.distill.work import FEWEST, FOUND, Stopped, Work, batch_size
@@ -47,15 +47,17 @@ class Estimate:
     basis: str
 
 
-def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[str], None]) -> int:
+def run(
+    plan: Plan, user_out: Path, launcher: Sequence[str], print_line: Callable[[str], None]
+) -> int:
     """Runs the first stages on a few images, and prints a table of estimates for all stages.
 
     Args:
         plan: The plan, which isn't changed.
-        out_of_user: The folder of --out. Nothing is written to it; the table states the free space
+        user_out: The folder of --out. Nothing is written to it; the table states the free space
             of its disk.
         launcher: Options of DeepSpeed's launcher, each as `--name=value`.
-        tell: Function that prints a line.
+        print_line: Function that prints a line.
 
     Returns:
         The exit code: 0, or that of the program that failed.
@@ -66,9 +68,9 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
     with tempfile.TemporaryDirectory(prefix="distill_") as name:
         out = Path(name)
         found = images.find(Path(plan.images), [Path(plan.depth)] if plan.depth else [])
-        frames = video_frames(found, plan.frame_rate, tell)
+        frames = video_frames(found, plan.frame_rate, print_line)
         total = len(found.images) + sum(frames.values())
-        tell(f"{len(found.images)} images, {len(found.videos)} videos: {total} frames in all")
+        print_line(f"{len(found.images)} images, {len(found.videos)} videos: {total} frames in all")
         if total < FEWEST:
             raise DataError(f"{plan.images}: {total} images; a distillation needs {FEWEST} or more")
         # Link the images under their own names, since teacher maps and right images are found by
@@ -86,56 +88,60 @@ def run(plan: Plan, out_of_user: Path, launcher: Sequence[str], tell: Callable[[
             batch_size=plan.batch_size or batch_size(total, plan.ranks),
             measured={},
         )
-        commands = _Recorder(out, plan.ranks, plan.rank_threads, launcher, tell)
+        commands = _RecordingCommands(out, plan.ranks, plan.rank_threads, launcher, print_line)
         commands.output = out / "output.txt"
-        work = Work(trial, out, commands, tell)
-        took = {}
+        work = Work(trial, out, commands, print_line)
+        seconds_by_stage = {}
         try:
             for stage in ("data", "audit", "cache", "student"):
                 started = time.monotonic()
                 getattr(work, stage)()
-                took[stage] = time.monotonic() - started
+                seconds_by_stage[stage] = time.monotonic() - started
             if not trial.measured.get("seconds_per_iteration"):
                 work.measure()
         except Stopped as stopped:
-            tell(commands.output.read_text(encoding="utf-8", errors="replace")[-3000:])
-            tell(str(stopped))
+            print_line(commands.output.read_text(encoding="utf-8", errors="replace")[-3000:])
+            print_line(str(stopped))
             return stopped.code
-        if commands.ended["audit-teacher"].code == FOUND and plan.audit:
-            tell("WARNING: the audit of the sample finds something; --until audit shows it")
-        rows = estimates(work, took, commands.ended, total, sum(frames.values()))
-        tell("")
-        tell("\n".join(table(rows)))
-        told, free = sum(row.disk_bytes or 0 for row in rows), free_bytes(out_of_user)
-        tell(f"disk: {_bytes(told)} in all, {_bytes(free)} are free for {out_of_user}")
-        if told > free:
-            tell("WARNING: that doesn't fit; make room, or give --out on another disk")
+        if commands.results["audit-teacher"].code == FOUND and plan.audit:
+            print_line("WARNING: the audit of the sample finds something; --until audit shows it")
+        rows = estimates(work, seconds_by_stage, commands.results, total, sum(frames.values()))
+        print_line("")
+        print_line("\n".join(table(rows)))
+        needed, free = sum(row.disk_bytes or 0 for row in rows), free_bytes(user_out)
+        print_line(f"disk: {_bytes(needed)} in all, {_bytes(free)} are free for {user_out}")
+        if needed > free:
+            print_line("WARNING: that doesn't fit; make room, or give --out on another disk")
     return 0
 
 
 @dataclass
-class _Recorder(Commands):
+class _RecordingCommands(Commands):
     """Runs programs like Commands, and records how each ended.
 
     Attributes:
-        ended: Name of a program, such as "check-data" -> how its last call ended.
+        results: Name of a program, such as "check-data" -> how its last call ended.
     """
 
-    ended: dict[str, Ended] = field(default_factory=dict)
+    results: dict[str, ProgramResult] = field(default_factory=dict)
 
-    def run(self, program: str, arguments: Sequence[str], folder: Path | None = None) -> Ended:
+    def run(
+        self, program: str, arguments: Sequence[str], folder: Path | None = None
+    ) -> ProgramResult:
         found = super().run(program, arguments, folder)
-        self.ended[program] = found
+        self.results[program] = found
         return found
 
 
-def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) -> dict[str, int]:
+def video_frames(
+    found: images.Found, rate: float, print_line: Callable[[str], None]
+) -> dict[str, int]:
     """Estimates from each video's duration how many frames will be taken of it.
 
     Args:
         found: The user's files. Videos that can't be read are removed from it.
         rate: Number of frames that are taken per second of video.
-        tell: Function that prints a line; called for each video that is removed.
+        print_line: Function that prints a line; called for each video that is removed.
 
     Returns:
         Name of each video -> number of frames, at least 1.
@@ -147,7 +153,7 @@ def video_frames(found: images.Found, rate: float, tell: Callable[[str], None]) 
         except DataError as error:
             if "PyAV" in str(error):
                 raise
-            tell(f"left out: {error}")
+            print_line(f"left out: {error}")
             del found.videos[name]
             continue
         frames[name] = max(1, min(video.count, round(float(video.count / video.rate) * rate)))
@@ -183,14 +189,18 @@ def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
 
 
 def estimates(
-    work: Work, took: dict[str, float], ended: dict[str, Ended], total: int, from_videos: int
+    work: Work,
+    seconds_by_stage: dict[str, float],
+    results: dict[str, ProgramResult],
+    total: int,
+    from_videos: int,
 ) -> list[Estimate]:
     """Estimates the time, memory and disk space of each stage.
 
     Args:
         work: The stages, of which the first four have run on some images.
-        took: Name of each stage that has run -> its seconds.
-        ended: Name of each program that has run -> how it ended.
+        seconds_by_stage: Name of each stage that has run -> its seconds.
+        results: Name of each program that has run -> how it ended.
         total: Number of all images and video frames.
         from_videos: Number of video frames among them.
 
@@ -206,13 +216,17 @@ def estimates(
     rows = [
         Estimate(
             "data",
-            took["data"] + more * read_s,
-            _peak(ended, "check-data"),
+            seconds_by_stage["data"] + more * read_s,
+            _peak(results, "check-data"),
             frames_bytes,
             f"{seen} of {total} images checked, {1000 * read_s:.0f} ms to read one",
         ),
         Estimate(
-            "audit", took["audit"], _peak(ended, "audit-teacher"), 1e6, f"measured on {seen} images"
+            "audit",
+            seconds_by_stage["audit"],
+            _peak(results, "audit-teacher"),
+            1e6,
+            f"measured on {seen} images",
         ),
     ]
     maps = sorted((out / recipes.MAPS).rglob("*.png"), key=lambda path: path.stat().st_mtime)
@@ -222,22 +236,24 @@ def estimates(
         rows.append(
             Estimate(
                 "cache",
-                took["cache"] + more * each_s,
-                _peak(ended, "cache-teacher"),
+                seconds_by_stage["cache"] + more * each_s,
+                _peak(results, "cache-teacher"),
                 total * each_bytes,
                 f"{len(maps)} maps made, {each_s:.2f} s and {each_bytes / 1e6:.2f} MB each",
             )
         )
-    rows.append(Estimate("student", took["student"], None, 0.0, "measured; it doesn't grow"))
-    return rows + _of_training(work, ended, total / seen)
+    rows.append(
+        Estimate("student", seconds_by_stage["student"], None, 0.0, "measured; it doesn't grow")
+    )
+    return rows + _of_training(work, results, total / seen)
 
 
-def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Estimate]:
+def _of_training(work: Work, results: dict[str, ProgramResult], growth: float) -> list[Estimate]:
     """Estimates the stages from the training on: train, evaluate, calibrate, export and report.
 
     Args:
         work: The stages, whose plan has the measured seconds of an iteration.
-        ended: Name of each program that has run -> how it ended.
+        results: Name of each program that has run -> how it ended.
         growth: Number of all images / number of those on which the first stages have run.
 
     Returns:
@@ -254,7 +270,7 @@ def _of_training(work: Work, ended: dict[str, Ended], growth: float) -> list[Est
         training = measured["seconds_of_training"] - measured["seconds_of_evaluations"]
         seconds = training * growth + evaluations_s
         basis = f"{plan.epochs} epochs; an iteration takes {iteration_s:.2f} s, as measured"
-    peak = _peak(ended, "train")
+    peak = _peak(results, "train")
     disk = None if measured["disk_mb"] is None else 1e6 * measured["disk_mb"]
     return [
         Estimate("train", seconds, peak, disk, basis),
@@ -293,8 +309,8 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(each for each in (there, *there.parents) if each.is_dir())).free
 
 
-def _peak(ended: dict[str, Ended], program: str) -> int | None:
-    return ended[program].peak_bytes or None if program in ended else None
+def _peak(results: dict[str, ProgramResult], program: str) -> int | None:
+    return results[program].peak_bytes or None if program in results else None
 
 
 def _bytes(count: float | None) -> str:
