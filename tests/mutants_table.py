@@ -3587,7 +3587,7 @@ if passed_over:
     Mutant(
         "runs_ignore_the_overrides_of_a_fold_for_their_row",
         "tiekd.tools.experiment.runs",
-        "_prepared",
+        "_resolve_row",
         "() if fold is None else fold.rows.get(row, ())",
         "()",
         ("tests/unit/tools/experiment/test_runs.py",),
@@ -3596,8 +3596,8 @@ if passed_over:
         "folds_are_evaluated_on_other_pixels",
         "tiekd.tools.experiment.runs",
         "plan",
-        'every |= {f"{row}{told}": prepared for row, prepared in of_rows.items()}',
-        'every = {f"{row}{told}": prepared for row, prepared in of_rows.items()}',
+        'every |= {f"{row}{fold_text}": resolved for row, resolved in of_rows.items()}',
+        'every = {f"{row}{fold_text}": resolved for row, resolved in of_rows.items()}',
         ("tests/unit/tools/experiment/test_runs.py",),
     ),
     Mutant(

@@ -165,4 +165,4 @@ def test_experiment_of_a_list_is_refused(root, tmp_path):
         sets={"b": types.SimpleNamespace(overrides=lambda _: [])},
     )  # fmt: skip
     with pytest.raises(RecipeError, match="data is a list of sets, and an experiment has"):
-        runs._prepared(spec, "b", "a", None, None)
+        runs._resolve_row(spec, "b", "a", None, None)

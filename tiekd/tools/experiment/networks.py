@@ -51,7 +51,7 @@ def counts(job: Job) -> dict:
     return dict(_counts(json.dumps(node), size))
 
 
-def measure_latency(runs: Sequence[Job], folder: Path, tell: Callable[[str], None]) -> None:
+def measure_latency(runs: Sequence[Job], folder: Path, print_line: Callable[[str], None]) -> None:
     """Measures the latency of each row's network on each set, and writes latency.json.
 
     It is the median over forward passes of one image without gradients, in fp32 on the CPU, as
@@ -61,21 +61,21 @@ def measure_latency(runs: Sequence[Job], folder: Path, tell: Callable[[str], Non
     Args:
         runs: the runs; those of a row and set have the same network.
         folder: the experiment's work dir.
-        tell: function that prints a line.
+        print_line: function that prints a line.
     """
     by_network: dict[tuple, list[tuple[str, str]]] = {}
     for job in {(job.set, job.row): job for job in runs}.values():
         node, size = _network_of(job)
         if size is None:
-            tell(f"{job.set}/{job.row}: no latency, because its images have several sizes")
+            print_line(f"{job.set}/{job.row}: no latency, because its images have several sizes")
             continue
         by_network.setdefault((json.dumps(node), size), []).append((job.set, job.row))
     found: dict[str, dict[str, float]] = {}
-    milliseconds = _medians([(_built(node), size) for node, size in by_network])
+    milliseconds = _medians([(_build(node), size) for node, size in by_network])
     for named, median in zip(by_network.values(), milliseconds, strict=True):
         for name, row in named:
             found.setdefault(name, {})[row] = median
-            tell(f"{name}/{row}: {median:.2f} ms")
+            print_line(f"{name}/{row}: {median:.2f} ms")
     content = {"machine": environment(), "threads": torch.get_num_threads(), "sets": found}
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / LATENCY_FILE, json.dumps(content, indent=1) + "\n")
@@ -113,7 +113,7 @@ def _input_size(resize: Resize) -> tuple[int, int] | None:
 
 @functools.cache
 def _counts(network: str, size: tuple[int, int] | None) -> Mapping:
-    built = _built(network)
+    built = _build(network)
     parameters = sum(parameter.numel() for parameter in built.parameters())
     found = {"parameters": parameters, "input": None, "gmac": None}
     if size is not None:
@@ -122,7 +122,7 @@ def _counts(network: str, size: tuple[int, int] | None) -> Mapping:
     return found
 
 
-def _built(network: str) -> Network:
+def _build(network: str) -> Network:
     return build_network(json.loads(network)).eval()
 
 

@@ -240,22 +240,24 @@ def plan(spec: Spec, folder: Path | None = None) -> tuple[list[Job], list[Job]]:
     # Read the data once for all rows that read the same files.
     read = functools.cache(_read_splits)
     runs, floors = [], []
-    for name, each in spec.sets.items():
+    for name, data_set in spec.sets.items():
         here = []
         every = {}
-        for place, fold in enumerate(each.parts):
-            number = None if each.folds is None else place
-            of_rows = {row: _prepared(spec, name, row, fold, read) for row in spec.rows}
-            told = "" if number is None else f", fold {number}"
-            every |= {f"{row}{told}": prepared for row, prepared in of_rows.items()}
+        for place, fold in enumerate(data_set.parts):
+            number = None if data_set.folds is None else place
+            of_rows = {row: _resolve_row(spec, name, row, fold, read) for row in spec.rows}
+            fold_text = "" if number is None else f", fold {number}"
+            every |= {f"{row}{fold_text}": resolved for row, resolved in of_rows.items()}
             here += [
                 _run(spec, (name, row, seed, number), of_rows[row], engine)
                 for row in spec.rows
                 for seed in spec.seeds
             ]
-            floors.append(_floors(spec, (name, number), of_rows[row_of(each.primary[1])], engine))
+            floors.append(
+                _floors(spec, (name, number), of_rows[row_of(data_set.primary[1])], engine)
+            )
         _check_protocols(name, every)
-        runs += sorted(here, key=functools.partial(_order, spec, each))
+        runs += sorted(here, key=functools.partial(_order, spec, data_set))
     runs = [_with_folder(job, folder) for job in runs]
     floors = [_with_folder(job, folder) for job in floors]
     return runs, floors
@@ -283,7 +285,7 @@ class _Splits(NamedTuple):
     names: SplitNames
 
 
-class _Prepared(NamedTuple):
+class _ResolvedRow(NamedTuple):
     """A row (a recipe with overrides) on a set's data, without a seed.
 
     Attributes:
@@ -301,9 +303,9 @@ class _Prepared(NamedTuple):
     frames: SplitNames
 
 
-def _prepared(
+def _resolve_row(
     spec: Spec, name: str, row: str, fold: Fold | None, read: Callable[[str], _Splits]
-) -> _Prepared:
+) -> _ResolvedRow:
     """Resolves the recipe of a row on a set, and reads the state of its data.
 
     Args:
@@ -351,7 +353,7 @@ def _prepared(
         digest = _data_digest(node, splits)
     except RecipeError as error:
         raise provenance.with_origins(error, recipe, overrides) from error
-    return _Prepared(recipe, tuple(overrides), node, digest, names)
+    return _ResolvedRow(recipe, tuple(overrides), node, digest, names)
 
 
 def _test_names(node: dict, test: str) -> tuple[str, ...]:
@@ -382,7 +384,7 @@ def _data_digest(node: dict, splits: _Splits) -> str:
     return _digest({"files": files, "splits": splits.digest})
 
 
-def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
+def _check_protocols(name: str, rows: Mapping[str, _ResolvedRow]) -> None:
     """Checks that all rows of a set would be evaluated on the same pixels.
 
     Args:
@@ -393,8 +395,8 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
         RecipeError: rows differ in evaluation crop, smallest depth or largest evaluated depth.
     """
     found = {}
-    for row, prepared in rows.items():
-        protocol = Recipe(prepared.node).protocol("val")
+    for row, resolved in rows.items():
+        protocol = Recipe(resolved.node).protocol("val")
         found[row] = {
             "evaluation.crop": protocol.settings.crop,
             "network.min_depth": protocol.min_depth,
@@ -414,7 +416,7 @@ def _check_protocols(name: str, rows: Mapping[str, _Prepared]) -> None:
 
 
 def _run(
-    spec: Spec, identity: tuple[str, str, int, int | None], row: _Prepared, engine: dict
+    spec: Spec, identity: tuple[str, str, int, int | None], row: _ResolvedRow, engine: dict
 ) -> Job:
     """Returns a run whose attribute `folder` is still empty; the caller sets it.
 
@@ -448,7 +450,7 @@ def _launcher_of(spec: Spec) -> dict:
     return {"options": others, "hosts": hostfile.of_options(spec.launcher)}
 
 
-def _floors(spec: Spec, identity: tuple[str, int | None], row: _Prepared, engine: dict) -> Job:
+def _floors(spec: Spec, identity: tuple[str, int | None], row: _ResolvedRow, engine: dict) -> Job:
     """Returns the job that evaluates the floors of a set, on the data of one of the set's rows.
 
     Floors are baselines that don't look at the image, such as the best constant depth.

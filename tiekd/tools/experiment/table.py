@@ -213,13 +213,13 @@ def _set(spec: Spec, name: str, runs: Sequence[Job], floors: Sequence[Job]) -> d
     trained = [row for row, seeds in figures.rows.items() if seeds]
     comparisons = compare_rows(spec, name, figures)
     jobs = {job.row: job for job in runs if job.set == name}
-    failed = {row: _lost_to(figures, row) for row in trained}
+    failed = {row: _comparisons_not_won(figures, row) for row in trained}
     return {
         "frames": len(figures.names),
         "scenes": len(set(figures.scenes)),
         "shared_scenes": listing.shared_scenes(runs, spec, name),
         "fold_overrides": _fold_overrides(spec, name),
-        "smallest_detectable": _plain(smallest_detectable(spec, name, figures)),
+        "smallest_detectable": _to_json_number(smallest_detectable(spec, name, figures)),
         "metric": spec.sets[name].metric,
         "rows": {
             row: {
@@ -287,12 +287,12 @@ def _row(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> dict:
     for metric in FIGURES:
         values = figures.values(row, metric, seeds)
         each = [intervals.mean_of_scene_means(of_seed, figures.scenes) for of_seed in values]
-        found[metric] = _plain(float(np.mean(each)))
+        found[metric] = _to_json_number(float(np.mean(each)))
         spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
-        found[f"{metric}_sd"] = _plain(spread)
+        found[f"{metric}_sd"] = _to_json_number(spread)
         for scene, per_seed in by_scene.items():
             here = [place == scene for place in figures.scenes]
-            per_seed[metric] = _plain(_nan_mean(values[:, here]))
+            per_seed[metric] = _to_json_number(_nan_mean(values[:, here]))
     for scene, per_seed in by_scene.items():
         per_seed["frames"] = figures.scenes.count(scene)
     found["by_scene"] = by_scene
@@ -335,8 +335,8 @@ def _by_range(figures: Figures, row: str, seeds: Sequence[int], cap: float) -> l
                 "from_m": low,
                 "to_m": high,
                 "pixels": int(pixels) // len(frames),
-                "abs_rel": _plain(float(means[0])),
-                "bias_m": _plain(float(means[1])),
+                "abs_rel": _to_json_number(float(means[0])),
+                "bias_m": _to_json_number(float(means[1])),
             }
         )
     return found
@@ -430,10 +430,10 @@ def compare_rows(spec: Spec, name: str, figures: Figures) -> list[dict]:
 
 def _numbers(result: Comparison) -> dict:
     def ends(interval: Interval) -> list:
-        return [_plain(interval.low), _plain(interval.high)]
+        return [_to_json_number(interval.low), _to_json_number(interval.high)]
 
     return {
-        "difference": _plain(result.difference),
+        "difference": _to_json_number(result.difference),
         "over_seeds": ends(result.over_seeds),
         "over_scenes": ends(result.over_scenes),
         "over_both": ends(result.over_both),
@@ -476,7 +476,7 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
     return f"not resolved: {why}"
 
 
-def _lost_to(figures: Figures, row: str) -> list[dict]:
+def _comparisons_not_won(figures: Figures, row: str) -> list[dict]:
     """Returns the comparisons of a row with floors in which the row isn't certainly better.
 
     Floors are baselines that don't look at the image. A row is compared with each of them by
@@ -503,7 +503,7 @@ def _lost_to(figures: Figures, row: str) -> list[dict]:
     return lost
 
 
-def _plain(value: float) -> float | str | None:
+def _to_json_number(value: float) -> float | str | None:
     """Converts a number to a JSON value: None for NaN, "inf" or "-inf" if it is infinite.
 
     Args:
@@ -515,7 +515,7 @@ def _plain(value: float) -> float | str | None:
 
 
 def as_number(value: float | str | None) -> float:
-    """Converts a value that `_plain` returned back to the number.
+    """Converts a value that `_to_json_number` returned back to the number.
 
     Args:
         value: the value, as read from JSON.

@@ -147,8 +147,10 @@ def draw(
             excess = _on_host(resizes.at_own_size(excess, resize, size, smooth=True))
         target = "teacher" if is_agreement else "ground truth"
         maps = {"ground truth": _on_host(batch.depth), "teacher": teacher}
-        cells = _cells(image, maps, _on_host(student), excess, target, predictor.network.max_depth)
-        found.append(Shown(each, _scaled(cells), size[1] >= _WIDE * size[0], flip))
+        drawn = _draw_pictures(
+            image, maps, _on_host(student), excess, target, predictor.network.max_depth
+        )
+        found.append(Shown(each, _scaled(drawn), size[1] >= _WIDE * size[0], flip))
     return found
 
 
@@ -211,7 +213,7 @@ def _flip_change(reference: Reference, batch: Batch, depth: Tensor) -> float | N
     return float((flipped[both] / depth[both]).log().abs().median()) if bool(both.any()) else None
 
 
-def _cells(
+def _draw_pictures(
     image: np.ndarray,
     known: dict[str, np.ndarray | None],
     student: np.ndarray,
@@ -236,31 +238,31 @@ def _cells(
     largest = max_depth * LARGEST_ERROR
     # Leave out a depth map without any known pixel, such as missing ground truth.
     maps = {name: depth for name, depth in known.items() if depth is not None and (depth > 0).any()}
-    cells = {"image": image}
+    drawn = {"image": image}
     for name, depth in maps.items():
-        cells[name] = pictures.colourise(views.dilated(depth), max_depth)
-    cells["student"] = pictures.colourise(student, max_depth)
+        drawn[name] = pictures.colourise(views.dilated(depth), max_depth)
+    drawn["student"] = pictures.colourise(student, max_depth)
     if target in maps:
         radius = views.point_radius(maps[target])
         error = pictures.error_map(student, maps[target], largest, radius)
-        cells[f"difference from {target}"] = error
+        drawn[f"difference from {target}"] = error
     if excess is not None:
-        cells["excess width"] = pictures.paint_error(excess, largest)
-    return cells
+        drawn["excess width"] = pictures.paint_error(excess, largest)
+    return drawn
 
 
-def _scaled(cells: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _scaled(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns pictures reduced to the largest width that a page shows; smaller ones are unchanged.
 
     Args:
-        cells: Title of a picture -> (H, W, 3) uint8.
+        drawn: Title of a picture -> (H, W, 3) uint8.
     """
     found = {}
-    for title, cell in cells.items():
-        height, width = cell.shape[:2]
+    for title, picture in drawn.items():
+        height, width = picture.shape[:2]
         wanted = min(width, _WIDTH if width < _WIDE * height else _WIDTH * 3 // 2)
         size = wanted, max(1, round(height * wanted / width))
-        found[title] = np.asarray(pictures.resized(cell, size))
+        found[title] = np.asarray(pictures.resized(picture, size))
     return found
 
 

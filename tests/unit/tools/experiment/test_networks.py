@@ -65,7 +65,7 @@ def test_latency_is_a_median_by_row_in_a_file_of_its_own(planned, tmp_path, monk
         return 0.0 if len(taken) % 2 else (1000.0 if turn <= networks._WARM_UP else 2.0)
 
     monkeypatch.setattr(networks.time, "perf_counter", now)
-    monkeypatch.setattr(networks, "_built", lambda node: torch.nn.Identity())
+    monkeypatch.setattr(networks, "_build", lambda node: torch.nn.Identity())
     lines = []
     networks.measure_latency(planned, tmp_path / "work", lines.append)
     assert lines == ["streets/new: 2000.00 ms", "streets/old: 2000.00 ms"]

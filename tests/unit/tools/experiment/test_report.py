@@ -67,7 +67,7 @@ def test_write_plots_costs_of_different_networks(found, tmp_path):
 def test_interval_without_ends_is_told_and_not_drawn(found):
     """An interval from -inf to inf is written as such, and the plot leaves it out."""
     primary = found["sets"]["streets"]["comparisons"][0]
-    ends = [table._plain(-math.inf), table._plain(math.inf)]
+    ends = [table._to_json_number(-math.inf), table._to_json_number(math.inf)]
     other = copy.deepcopy(found)
     other["sets"]["streets"]["comparisons"] = [{**primary, "over_scenes": ends}]
     assert f"{primary['row']} - {primary['than']}** (primary)" in report.markdown(other)

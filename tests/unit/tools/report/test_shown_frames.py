@@ -43,25 +43,25 @@ def test_choose_takes_no_frame_twice(count):
     assert len(set(indices)) == len(indices) == min(count, 9)
 
 
-def test_cells_show_the_difference_from_the_target():
+def test_pictures_show_the_difference_from_the_target():
     """The difference is from what figures compare with; sigma has the colours of the difference."""
     image, sigma = np.zeros((4, 6, 3), np.uint8), np.full((4, 6), 1.0)
     truth, teacher, student = np.zeros((4, 6)), np.full((4, 6), 5.0), np.full((4, 6), 6.0)
     known = {"ground truth": truth, "teacher": teacher}
-    cells = shown_frames._cells(image, known, student, sigma, "teacher", 40.0)
+    drawn = shown_frames._draw_pictures(image, known, student, sigma, "teacher", 40.0)
     names = ["image", "teacher", "student", "difference from teacher", "excess width"]
-    assert list(cells) == names
+    assert list(drawn) == names
     # An error of 1 m and a sigma of 1 m have the same colour, a fifth up their scale.
-    assert np.array_equal(cells["difference from teacher"], cells["excess width"])
-    assert np.array_equal(cells["excess width"], pictures.paint_error(sigma, 5.0))
+    assert np.array_equal(drawn["difference from teacher"], drawn["excess width"])
+    assert np.array_equal(drawn["excess width"], pictures.paint_error(sigma, 5.0))
     truth[0, 0] = 2.0
-    cells = shown_frames._cells(image, known, student, None, "ground truth", 40.0)
+    drawn = shown_frames._draw_pictures(image, known, student, None, "ground truth", 40.0)
     names = ["image", "ground truth", "teacher", "student", "difference from ground truth"]
-    assert list(cells) == names
-    assert tuple(cells[names[-1]][3, 5]) == pictures.UNKNOWN
+    assert list(drawn) == names
+    assert tuple(drawn[names[-1]][3, 5]) == pictures.UNKNOWN
     # Where there is both, agreement is still compared with the teacher.
-    cells = shown_frames._cells(image, known, student, None, "teacher", 40.0)
-    assert list(cells)[-1] == "difference from teacher"
+    drawn = shown_frames._draw_pictures(image, known, student, None, "teacher", 40.0)
+    assert list(drawn)[-1] == "difference from teacher"
 
 
 def test_draw_shows_frames_that_were_chosen(accurate):
