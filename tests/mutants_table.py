@@ -3120,7 +3120,7 @@ if passed_over:
         "a_still_camera_fails_the_audit",
         "tiekd.evaluation.teacher_audit.verdict",
         "_without_truth",
-        'figures["variety"] > limits.variety',
+        'figures["variety"] > limits.min_map_difference',
         "True",
         ("tests/unit/evaluation/test_teacher_audit.py",),
     ),

@@ -148,8 +148,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Returns Spearman's rank correlation; 0 if all values of one vector are equal.
 
-    Equal values get the mean of their ranks. In `teacher_audit.shape.rank_correlation` they get
-    different ranks, so it isn't used here: a constant sigma could correlate by chance.
+    Equal values get the mean of their ranks. `teacher_audit.shape.rank_correlation_by_position`
+    gives them different ranks, so it isn't used here: a constant sigma could correlate by chance.
 
     Args:
         first: (N,).
