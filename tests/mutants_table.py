@@ -1381,7 +1381,7 @@ MUTANTS = [
     Mutant(
         "less_accuracy_wins_a_frame",
         "tiekd.evaluation.per_frame",
-        "wins",
+        "count_better_frames",
         "(less, more) if name in metrics.LESS_IS_BETTER else (more, less)",
         "(less, more)",
         ("tests/unit/evaluation/test_per_frame.py",),
@@ -1413,7 +1413,7 @@ MUTANTS = [
     Mutant(
         "every_rank_shows_how_far_it_is",
         "tiekd.evaluation.evaluate",
-        "_shown",
+        "_with_progress",
         "out is None or not comm.is_main()",
         "out is None",
         ("tests/system/ranks/test_evaluate.py",),
@@ -3386,7 +3386,7 @@ if passed_over:
     Mutant(
         "a_win_needs_seeds_alone",
         "tiekd.evaluation.intervals",
-        "Comparison.is_resolved",
+        "Comparison.is_significant",
         "all(interval.excludes_zero for interval in required)",
         "self.over_seeds.excludes_zero",
         ("tests/unit/evaluation/test_intervals.py",),
@@ -3939,8 +3939,8 @@ if passed_over:
         "calibration_reports_the_frames_it_was_fitted_on",
         "tiekd.tools.calibrate",
         "_measure",
-        "calibration_pixels.for_report(on_reported, parts[1], (1.0, temperature), sys.stderr)",
-        "calibration_pixels.for_report(on_reported, parts[0], (1.0, temperature), sys.stderr)",
+        "calibration_pixels.measure_pixels(on_reported, parts[1], (1.0, temperature), sys.stderr)",
+        "calibration_pixels.measure_pixels(on_reported, parts[0], (1.0, temperature), sys.stderr)",
         ("tests/unit/tools/test_calibrate.py",),
     ),
     Mutant(

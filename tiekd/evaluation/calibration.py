@@ -6,9 +6,9 @@ contains the reference, i.e. the true depth, or the teacher's depth in its place
 convex in 1/T, so it has one minimum, which golden-section search over log T finds in float64.
 References beyond the bins are assigned to the first or the last bin, as in training.
 
-`figures` measures how well sigma and confidence (tiekd/models/confidence.py) agree with the errors
-of the predicted depth. Confidence is the predicted probability that the reference is within 10 % of
-the predicted depth.
+`measure_calibration` measures how well sigma and confidence (tiekd/models/confidence.py) agree with
+the errors of the predicted depth. Confidence is the predicted probability that the reference is
+within 10 % of the predicted depth.
 
 - expected calibration error of confidence (ECE; Guo et al. 2017): pixels are grouped by confidence
   into 15 ranges of equal width. In each, the mean confidence is compared with the fraction of
@@ -133,7 +133,7 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
     return float(f"{found:.{_DIGITS}g}")
 
 
-def figures(pixels: Pixels) -> dict:
+def measure_calibration(pixels: Pixels) -> dict:
     """Returns measures of how well confidence and sigma agree with the errors, as values for JSON.
 
     Args:
@@ -142,14 +142,14 @@ def figures(pixels: Pixels) -> dict:
     Returns:
         A dict. `nll` is the mean negative log-likelihood, nats. For confidence:
         `calibration_error`, `mean_confidence`, `share_within` (fraction of True in `within`), and
-        the list `reliability_of_confidence` of `_by_confidence`. For sigma: `sigma_error` (its
-        calibration error), `mean_sigma_m`, `rms_error_m`, the fractions of errors `within_1_sigma`
-        and `within_2_sigma`, and the list `reliability_of_sigma` of `_by_sigma`. `sparsification`
-        is the dict of `_sparsification`.
+        the list `reliability_of_confidence`, as `_reliability_of_confidence` returns it. For sigma:
+        `sigma_error` (its calibration error), `mean_sigma_m`, `rms_error_m`, the fractions of
+        errors `within_1_sigma` and `within_2_sigma`, and the list `reliability_of_sigma`, as
+        `_reliability_of_sigma` returns it. `sparsification` is the dict of `_sparsification`.
     """
     error = pixels.error
-    ranges = _by_confidence(pixels)
-    groups = _by_sigma(pixels)
+    ranges = _reliability_of_confidence(pixels)
+    groups = _reliability_of_sigma(pixels)
     gaps = [abs(each["confidence"] - each["share_within"]) * each["pixels"] for each in ranges]
     ratios = [abs(each["sigma_m"] - each["rms_error_m"]) / each["sigma_m"] for each in groups]
     return {
@@ -168,7 +168,7 @@ def figures(pixels: Pixels) -> dict:
     }
 
 
-def _by_confidence(pixels: Pixels) -> list[dict]:
+def _reliability_of_confidence(pixels: Pixels) -> list[dict]:
     """Groups pixels by confidence into CONFIDENCE_RANGES ranges of equal width.
 
     Returns:
@@ -186,7 +186,7 @@ def _by_confidence(pixels: Pixels) -> list[dict]:
     ]
 
 
-def _by_sigma(pixels: Pixels) -> list[dict]:
+def _reliability_of_sigma(pixels: Pixels) -> list[dict]:
     """Sorts pixels by sigma, and divides them into SIGMA_GROUPS groups of equal size.
 
     Returns:

@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from tiekd.console import Progress
 from tiekd.errors import DataError
 from tiekd.evaluation import metrics
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol
 
 GRID = (48, 64)
@@ -38,15 +38,15 @@ _BINS = 2048
 _NEAREST = 1e-3  # lower edge of the first bin, as a fraction of the cap; nearer depths count in it
 
 
-class Floors(NamedTuple):
+class Baselines(NamedTuple):
     """The baselines that ignore the image, for one set of evaluated frames.
 
     Attributes:
-        entrants: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
+        predictors: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
         left_out: name of a baseline that can't be computed -> the reason in one line.
     """
 
-    entrants: dict[str, Entrant]
+    predictors: dict[str, EvaluatedPredictor]
     left_out: dict[str, str]
 
 
@@ -57,7 +57,7 @@ def build(
     scene_of: Callable[[str], str],
     device: torch.device,
     out: TextIO | None = None,
-) -> Floors:
+) -> Baselines:
     """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
 
     Args:
@@ -83,15 +83,17 @@ def build(
         maps |= {NAMES[1]: _everywhere(median), NAMES[2]: cells}
     except DataError as error:
         left_out = dict.fromkeys(NAMES[1:], str(error))
-    entrants = {name: Entrant(_Shown(depth.to(device))) for name, depth in maps.items()}
-    return Floors(entrants, left_out)
+    predictors = {
+        name: EvaluatedPredictor(_ConstantMap(depth.to(device))) for name, depth in maps.items()
+    }
+    return Baselines(predictors, left_out)
 
 
 def _everywhere(depth: float) -> Tensor:
     return torch.full((1, 1, 1, 1), depth)
 
 
-class _Shown:
+class _ConstantMap:
     """A predictor that returns the same depth map for every image, resized to the image's size.
 
     Args:
@@ -212,8 +214,8 @@ def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[tuple[st
 def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None:
     if not bool(weights.any()):
         raise DataError(
-            f"no {noun} frame has ground truth between {min_depth} and {cap} m, which the floors "
-            "are made of; give other frames"
+            f"no {noun} frame has ground truth between {min_depth} and {cap} m, from which "
+            "the floors are computed; give other frames"
         )
 
 

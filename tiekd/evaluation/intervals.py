@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
         return max(self.over_seeds.p, self.over_scenes.p, self.over_both.p)
 
     @property
-    def is_resolved(self) -> bool:
+    def is_significant(self) -> bool:
         """True if the difference is significant: three intervals exclude 0.
 
         These are `over_seeds`, `over_scenes` and `over_both`.
@@ -102,7 +102,7 @@ class Comparison(NamedTuple):
         return all(interval.excludes_zero for interval in required)
 
     @property
-    def only_frames(self) -> bool:
+    def significant_over_frames_only(self) -> bool:
         """True if the difference is significant only if frames are taken as independent.
 
         The interval `over_frames` then excludes 0, but `over_scenes` doesn't.

@@ -8,7 +8,7 @@ from tiekd.evaluation.compare import Result
 from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
-def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
+def report_texts(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
     """Returns the report of an evaluation of one or several networks, as a list of texts.
 
     Args:
@@ -29,7 +29,7 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
     if edges:
         said.append("\n".join(edges))
     if len(results) > 1:
-        said.append(duels_table(results))
+        said.append(pairwise_table(results))
     return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
 
 
@@ -116,7 +116,7 @@ def ranges_table(results: Mapping[str, Result]) -> str:
     return "\n".join(lines)
 
 
-def duels_table(results: Mapping[str, Result]) -> str:
+def pairwise_table(results: Mapping[str, Result]) -> str:
     """Returns one text table for each network but the last, which compares the last one with it.
 
     A table has, for each metric, the last network's value minus the other's, the number of frames
@@ -130,13 +130,13 @@ def duels_table(results: Mapping[str, Result]) -> str:
     blocks = []
     for other in others:
         theirs = results[other]
-        counts = per_frame.wins(ours.frames, theirs.frames)
+        counts = per_frame.count_better_frames(ours.frames, theirs.frames)
         rows = {
             f"{last} - {other}": [
                 f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES
             ],
-            f"frames where {last} is better": [f"{won:8}" for won, _ in counts.values()],
-            f"frames where {other} is better": [f"{lost:8}" for _, lost in counts.values()],
+            f"frames where {last} is better": [f"{better:8}" for better, _ in counts.values()],
+            f"frames where {other} is better": [f"{worse:8}" for _, worse in counts.values()],
         }
         width = max(map(len, rows))
         lines = [f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items()]

@@ -45,7 +45,7 @@ class SigmaFrame(NamedTuple):
     depth: np.ndarray
 
 
-class Interval(NamedTuple):
+class MeanInterval(NamedTuple):
     """A mean over images with its 95 % interval.
 
     Attributes:
@@ -76,7 +76,7 @@ class RangeFactor(NamedTuple):
     to_m: float
     depth_m: float
     pixels: int
-    factor: Interval
+    factor: MeanInterval
     covered: float
 
 
@@ -101,10 +101,10 @@ class SigmaFigures(NamedTuple):
     """
 
     frames: int
-    correlation: Interval
-    at_depth: Interval
-    of_depth: Interval
-    gain: Interval
+    correlation: MeanInterval
+    at_depth: MeanInterval
+    of_depth: MeanInterval
+    gain: MeanInterval
     curve: np.ndarray
     oracle: np.ndarray
     ranges: list[RangeFactor]
@@ -242,7 +242,7 @@ def _factors(
                 high,
                 float(np.median(depth)),
                 len(sigma),
-                Interval(factor, *map(float, np.quantile(factors, (0.025, 0.975)))),
+                MeanInterval(factor, *map(float, np.quantile(factors, (0.025, 0.975)))),
                 float((error <= factor * sigma).mean()),
             )
         )
@@ -262,11 +262,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 
-def _interval(values: np.ndarray, chosen: np.ndarray) -> Interval:
+def _interval(values: np.ndarray, chosen: np.ndarray) -> MeanInterval:
     if not len(values):
-        return Interval(np.nan, np.nan, np.nan)
+        return MeanInterval(np.nan, np.nan, np.nan)
     low, high = np.quantile(values[chosen].mean(1), (0.025, 0.975))
-    return Interval(float(values.mean()), float(low), float(high))
+    return MeanInterval(float(values.mean()), float(low), float(high))
 
 
 def _mean(curves: np.ndarray) -> np.ndarray:

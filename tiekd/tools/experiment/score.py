@@ -29,7 +29,7 @@ from tiekd.data.file_fingerprints import crc
 from tiekd.distributed import process_group
 from tiekd.errors import DataError
 from tiekd.evaluation import compare, floors
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.files import append_line, replace_text, sync
@@ -76,7 +76,7 @@ def run(path: Path) -> None:
         entrants, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
     else:
         named = [(job["recipe"], job["weights"])]
-        networks = compare.entrants(named, overrides, recipe.evaluation.flip, device)
+        networks = compare.load_networks(named, overrides, recipe.evaluation.flip, device)
         entrant = next(iter(networks.values()))
         _check(entrant, frames, job)
         entrants = {name: _read(entrant, readout) for name, readout in job["readouts"].items()}
@@ -90,7 +90,7 @@ def run(path: Path) -> None:
     replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
 
 
-def _read(entrant: Entrant, readout: str) -> Entrant:
+def _read(entrant: EvaluatedPredictor, readout: str) -> EvaluatedPredictor:
     """Returns a network whose depth is computed by another readout of its distribution over bins.
 
     Args:
@@ -98,7 +98,8 @@ def _read(entrant: Entrant, readout: str) -> Entrant:
         readout: "mean", "mode" (most probable bin) or "local" (mean around the mode).
 
     Returns:
-        The network as an Entrant, i.e. with a function from images to depth; unchanged for "mean".
+        The network with a function from images to depth that uses this readout; for "mean" the
+        argument itself.
     """
     if readout == "mean":
         return entrant
@@ -106,7 +107,7 @@ def _read(entrant: Entrant, readout: str) -> Entrant:
 
 
 def _figures(
-    entrant: Entrant, frames, protocol: EvaluationProtocol, device, recipe: Recipe
+    entrant: EvaluatedPredictor, frames, protocol: EvaluationProtocol, device, recipe: Recipe
 ) -> list[FrameFigures]:
     """Evaluates one predictor, and returns a list with the errors of each frame.
 
@@ -124,7 +125,7 @@ def _figures(
     return aligned.figures(result.frames)
 
 
-def _check(entrant: Entrant, frames, job: dict) -> None:
+def _check(entrant: EvaluatedPredictor, frames, job: dict) -> None:
     """Checks that a network can predict the frames, and wasn't trained on any of them.
 
     Args:
@@ -144,8 +145,8 @@ def _check(entrant: Entrant, frames, job: dict) -> None:
     # results are published as claims.
     if seen is not None and seen.seen:
         raise DataError(
-            f"{job['title']}: {seen}, so the figures would say nothing of new images; give lists "
-            "without common frames"
+            f"{job['title']}: {seen}, so the metrics would not be valid for new images; "
+            "give lists without common frames"
         )
 
 

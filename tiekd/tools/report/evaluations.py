@@ -17,7 +17,7 @@ from tiekd.data import least_size, trained_on
 from tiekd.data.build import DataSettings, build_dataset
 from tiekd.errors import UserError
 from tiekd.evaluation.agreement import Reference
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.tools.evaluate import teacher_reference
 from tiekd.tools.report import measure, shown_frames
 from tiekd.tools.report.content import Content, Evaluation
@@ -29,7 +29,7 @@ from tiekd.training.settings import Recipe
 _SAMPLE = 32  # largest number of training frames, and of frames compared with the teacher
 
 
-def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float | None:
+def evaluate(content: Content, entrant: EvaluatedPredictor, device: torch.device) -> float | None:
     """Evaluates the student on validation and some training frames, and draws some frames.
 
     The worst, median and best validation frames are drawn. The results are stored in `content`.
@@ -99,7 +99,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
 
 
 def _measured(
-    entrant: Entrant,
+    entrant: EvaluatedPredictor,
     frames: Dataset,
     of: int,
     recipe: Recipe,
@@ -200,7 +200,7 @@ def _changes(content: Content, frames: Dataset) -> list[str]:
     return found
 
 
-def _median_focal(frames: Dataset, entrant: Entrant) -> float | None:
+def _median_focal(frames: Dataset, entrant: EvaluatedPredictor) -> float | None:
     try:
         found = require_focals(frames, entrant.resize, "val")
     except UserError:

@@ -24,7 +24,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.evaluation import compare, metrics, sigma_quality
-from tiekd.evaluation.compare import Entrant, Result
+from tiekd.evaluation.compare import EvaluatedPredictor, Result
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
@@ -196,7 +196,7 @@ class _Pixels:
 
 
 def evaluate(
-    entrant: Entrant,
+    entrant: EvaluatedPredictor,
     frames: Dataset,
     protocol: EvaluationProtocol,
     device: torch.device,
@@ -206,7 +206,7 @@ def evaluate(
     """Evaluates a student on all frames of a dataset.
 
     Args:
-        entrant: The student, as `compare.entrants` returns it.
+        entrant: The student, as `compare.load_networks` returns it.
         frames: The dataset.
         protocol: The evaluation's crop, depth range, flip averaging and reference.
         device: The student's device.

@@ -113,7 +113,9 @@ def collect(
     recipe = Recipe(load_recipe(recipe_path, overrides))
     named = [(str(recipe_path), str(where.work_dir))]
     try:
-        (entrant,) = compare.entrants(named, overrides, recipe.evaluation.flip, device).values()
+        (entrant,) = compare.load_networks(
+            named, overrides, recipe.evaluation.flip, device
+        ).values()
     except CheckpointError as error:
         if not str(error).startswith("there are no weights"):
             raise
