@@ -431,7 +431,7 @@ MUTANTS = [
         "norms_count_the_padding",
         "tiekd.models.layers.batch_norm",
         "BatchNorm2d.forward",
-        "self.training and _counted is not None",
+        "self.training and _included is not None",
         "False",
         ("tests/unit/data/test_resize.py",),
     ),
@@ -571,7 +571,7 @@ MUTANTS = [
         "decoders_keep_what_they_convolve",
         "tiekd.models.layers.upsampled",
         "UpsampledConv.forward",
-        "self._convolve(*arguments) if self.plain or _keeps_all() else "
+        "self._convolve(*arguments) if self.plain or _recomputes_nothing() else "
         "_checkpoint(self._convolve, *arguments)",
         "self._convolve(*arguments) if True else None",
         ("tests/unit/models/layers/test_upsampled.py",),
@@ -3047,7 +3047,7 @@ if passed_over:
     Mutant(
         "weights_of_another_canonical_camera_are_taken",
         "tiekd.models.canonical",
-        "completed",
+        "with_stored_factors",
         "ours != theirs",
         "False",
         ("tests/unit/models/test_canonical.py",),
@@ -3191,8 +3191,8 @@ if passed_over:
     Mutant(
         "training_sigma_stays_in_a_teachers_own",
         "tiekd.models.spread",
-        "without_certain",
-        "width.square() - certain[index].square()",
+        "subtract_target_width",
+        "width.square() - target_width[index].square()",
         "width.square()",
         ("tests/unit/models/test_spread.py",),
     ),

@@ -54,8 +54,8 @@ class Pixels(NamedTuple):
     Attributes:
         frame: (N,) int64, number of the frame that the pixel belongs to.
         error: (N,) float64, |predicted depth - reference|, metres.
-        within: (N,) bool, True if the error is at most `models.confidence.BAND` times the predicted
-            depth.
+        within: (N,) bool, True if the error is at most `models.confidence.RELATIVE_TOLERANCE` times
+            the predicted depth.
         confidence: (N,) float64, 0 to 1, the predicted probability that `within` is True.
         sigma: (N,) float64, the predicted standard deviation of the error, metres.
         nll: (N,) float64, negative log-likelihood of the depth bin that contains the reference,

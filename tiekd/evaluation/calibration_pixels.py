@@ -33,7 +33,7 @@ from tiekd.evaluation.calibration import Pixels, likelihood_loss
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.models import confidence
 from tiekd.models.network import Network
-from tiekd.models.readout import on_image_grid
+from tiekd.models.readout import resize_to_image
 
 PIXELS_PER_FRAME = 1000
 MOST_LOGITS = 1 << 25  # float32 values: 128 MiB
@@ -118,7 +118,7 @@ class _FrameOutputs:
         numbers = network.upsampled(
             cells.view_as(self.depth), self.features, self.input_size, smooth=False
         )
-        numbers = on_image_grid(numbers, self.input_size, smooth=False)
+        numbers = resize_to_image(numbers, self.input_size, smooth=False)
         numbers = resizes.restored(numbers, self.setting.resize, size, smooth=False)
         chosen = numbers.flatten()[self.sampled].long()
         found = network.head.logits(self.features.flatten(2)[..., chosen][..., None])
@@ -182,9 +182,9 @@ def measure_pixels(
     rows: list[list[tuple]] = [[] for _ in temperatures]
     for number, outputs in enumerate(_frame_outputs(setting, frames, PIXELS_PER_FRAME, out)):
         on_image = network.upsampled(outputs.depth, outputs.features, outputs.input_size)
-        depth = outputs.at_pixels(on_image_grid(on_image, outputs.input_size, smooth=True))
+        depth = outputs.at_pixels(resize_to_image(on_image, outputs.input_size, smooth=True))
         error = (depth - outputs.reference.flatten()[outputs.sampled]).abs()
-        within = error <= confidence.BAND * depth
+        within = error <= confidence.RELATIVE_TOLERANCE * depth
         logits, bins = outputs.logits, outputs.bins
         given = (network, outputs.features, outputs.depth, outputs.input_size)
         for row, temperature in zip(rows, temperatures, strict=True):

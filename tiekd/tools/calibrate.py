@@ -204,7 +204,7 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
     return {
         "temperature": temperature,
         "criterion": calibration.CRITERION,
-        "band": confidence.BAND,
+        "band": confidence.RELATIVE_TOLERANCE,
         "against": against,
         "reference": name,
         "same_sequence": halves.shares_sequence,

@@ -100,7 +100,7 @@ class WatchedPredictor:
 
     def __init__(self, network: Network, flip: bool):
         self.network, self.flip = network, flip
-        self.spread = Spread(network.head) if Spread.is_in(network.head) else None
+        self.spread = Spread(network.head) if Spread.supports(network.head) else None
         self.depth: Tensor | None = None
         self.sigma: Tensor | None = None
         self.change: Tensor | None = None
