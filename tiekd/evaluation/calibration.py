@@ -38,7 +38,7 @@ from tiekd.errors import DataError
 from tiekd.evaluation.sigma_quality import MIN_PIXELS, sparsification
 
 CRITERION = "mean negative log-likelihood of the reference's bin under the tempered distribution"
-LEAST, MOST = 1e-3, 1e3  # the range of temperatures that is searched
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # the range of temperatures that is searched
 CONFIDENCE_RANGES = 15
 SIGMA_GROUPS = 10
 _DIGITS = 4  # of the temperature; more aren't known, and rounding hides the order of summation
@@ -99,8 +99,8 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
         The temperature, rounded to four digits.
 
     Raises:
-        DataError: The logits aren't finite, or there is no minimum between the temperatures LEAST
-            and MOST.
+        DataError: The logits aren't finite, or there is no minimum between MIN_TEMPERATURE and
+            MAX_TEMPERATURE.
     """
     if not bool(torch.isfinite(logits).all()):
         raise DataError("the network's output isn't finite (nan or inf), so nothing can be fitted")
@@ -111,7 +111,7 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
     # Golden-section search: each step keeps the part of the interval that contains the minimum, and
     # one of the two inner points, `left` or `right`.
     shrink = (5**0.5 - 1) / 2
-    low, high = math.log(LEAST), math.log(MOST)
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     left, right = high - shrink * (high - low), low + shrink * (high - low)
     at_left, at_right = loss(left), loss(right)
     while high - low > _TOLERANCE:
@@ -124,11 +124,11 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
             right = low + shrink * (high - low)
             at_right = loss(right)
     found = math.exp((low + high) / 2)
-    if not LEAST * 1.001 < found < MOST / 1.001:
+    if not MIN_TEMPERATURE * 1.001 < found < MAX_TEMPERATURE / 1.001:
         raise DataError(
-            f"no temperature between {LEAST:g} and {MOST:g} has the least negative log-likelihood "
-            f"(it still falls at T = {found:.3g}), as with an untrained student or a constant "
-            "reference; train longer, or look at the reference"
+            f"no temperature between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} has the least "
+            f"negative log-likelihood (it still falls at T = {found:.3g}), as with an untrained "
+            "student or a constant reference; train longer, or look at the reference"
         )
     return float(f"{found:.{_DIGITS}g}")
 
@@ -175,14 +175,16 @@ def _reliability_of_confidence(pixels: Pixels) -> list[dict]:
         For each range with pixels, in ascending order: `confidence` and `share_within`, the means
         of confidence and of `within`, and `pixels`, their number.
     """
-    place = np.minimum((pixels.confidence * CONFIDENCE_RANGES).astype(int), CONFIDENCE_RANGES - 1)
+    range_index = np.minimum(
+        (pixels.confidence * CONFIDENCE_RANGES).astype(int), CONFIDENCE_RANGES - 1
+    )
     return [
         {
-            "confidence": float(pixels.confidence[place == each].mean()),
-            "share_within": float(pixels.within[place == each].mean()),
-            "pixels": int((place == each).sum()),
+            "confidence": float(pixels.confidence[range_index == each].mean()),
+            "share_within": float(pixels.within[range_index == each].mean()),
+            "pixels": int((range_index == each).sum()),
         }
-        for each in np.unique(place)
+        for each in np.unique(range_index)
     ]
 
 

@@ -76,11 +76,11 @@ def build(
     Raises:
         DataError: no evaluated frame has ground truth between the protocol's min_depth and cap.
     """
-    maps = {NAMES[0]: _everywhere(best_constant(evaluated, protocol, scene_of, out))}
+    maps = {NAMES[0]: _uniform_map(best_constant(evaluated, protocol, scene_of, out))}
     left_out = {}
     try:
         median, cells = measure(training(), protocol.min_depth, protocol.cap, out)
-        maps |= {NAMES[1]: _everywhere(median), NAMES[2]: cells}
+        maps |= {NAMES[1]: _uniform_map(median), NAMES[2]: cells}
     except DataError as error:
         left_out = dict.fromkeys(NAMES[1:], str(error))
     predictors = {
@@ -89,7 +89,7 @@ def build(
     return Baselines(predictors, left_out)
 
 
-def _everywhere(depth: float) -> Tensor:
+def _uniform_map(depth: float) -> Tensor:
     return torch.full((1, 1, 1, 1), depth)
 
 
@@ -259,9 +259,9 @@ def _medians(weights: Tensor, edges: Tensor) -> Tensor:
     """
     sums = weights.cumsum(-1)
     half = sums[..., -1:] / 2
-    place = torch.searchsorted(sums, half).clamp(max=weights.shape[-1] - 1)
-    within = weights.gather(-1, place)
-    before = sums.gather(-1, place) - within
+    index = torch.searchsorted(sums, half).clamp(max=weights.shape[-1] - 1)
+    within = weights.gather(-1, index)
+    before = sums.gather(-1, index) - within
     share = ((half - before) / within)[..., 0]
-    place = place[..., 0]
-    return edges[place] + share * (edges[place + 1] - edges[place])
+    index = index[..., 0]
+    return edges[index] + share * (edges[index + 1] - edges[index])

@@ -374,10 +374,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [1.0] * len(p_values)
     largest = 0.0
-    for place, index in enumerate(order):
+    for rank, index in enumerate(order):
         # A corrected value must not be smaller than that of a smaller p-value, so take the largest
         # so far.
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
 

@@ -19,7 +19,7 @@ def report_texts(results: Mapping[str, Result], protocol: EvaluationProtocol) ->
     last = list(results)[-1]
     result = results[last]
     compared = "ground truth" if protocol.reference is None else "teacher's depth"
-    said = [
+    texts = [
         "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
         f"By range of the {compared}, mean over pixels; bias below 0 is predicted too near:\n"
@@ -27,10 +27,10 @@ def report_texts(results: Mapping[str, Result], protocol: EvaluationProtocol) ->
     ]
     edges = [f"{name}: {each.edges}" for name, each in results.items() if each.edges is not None]
     if edges:
-        said.append("\n".join(edges))
+        texts.append("\n".join(edges))
     if len(results) > 1:
-        said.append(pairwise_table(results))
-    return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
+        texts.append(pairwise_table(results))
+    return [*texts, worst_lines(last, result)] if any(result.frames.pixels) else texts
 
 
 def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
@@ -105,13 +105,13 @@ def ranges_table(results: Mapping[str, Result]) -> str:
     lines = [f"{head}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
     for label, result in results.items():
         for row in result.ranges:
-            place = f"{row.from_m:g} - {row.to_m:g}"
+            bounds = f"{row.from_m:g} - {row.to_m:g}"
             figures = (
                 f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}"
                 if row.pixels
                 else "no pixel"
             )
-            lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
+            lines.append(f"{label:{width}}  {bounds:>13}  {row.pixels:>11}  {figures:>8}")
             label = ""  # show a network's name only in the first of its rows
     return "\n".join(lines)
 

@@ -126,8 +126,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
         The measurements. If no image has enough pixels, they are NaN, and `ranges` is empty.
     """
     draw = np.random.default_rng(0)
-    frames = [_thinned(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
-    rows = np.array([_orders(frame) for frame in frames]).reshape(-1, 3)
+    frames = [_subsampled(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
+    rows = np.array([_rank_correlations(frame) for frame in frames]).reshape(-1, 3)
     curves = np.array([sparsification(frame.sigma, frame.error) for frame in frames])
     oracles = np.array([sparsification(frame.error, frame.error) for frame in frames])
     curves, oracles = curves.reshape(-1, _STEPS), oracles.reshape(-1, _STEPS)
@@ -195,7 +195,7 @@ def sparsification(order: np.ndarray, error: np.ndarray) -> np.ndarray:
     return means[left - 1] / means[-1] if means[-1] > 0 else np.ones(_STEPS)
 
 
-def _orders(frame: SigmaFrame) -> tuple[float, float, float]:
+def _rank_correlations(frame: SigmaFrame) -> tuple[float, float, float]:
     of_sigma = rank_correlation(frame.sigma, frame.error)
     of_depth = rank_correlation(frame.depth, frame.error)
     both = rank_correlation(frame.sigma, frame.depth)
@@ -249,7 +249,7 @@ def _factors(
     return found
 
 
-def _thinned(frame: SigmaFrame, draw: np.random.Generator) -> SigmaFrame:
+def _subsampled(frame: SigmaFrame, draw: np.random.Generator) -> SigmaFrame:
     frame = SigmaFrame(*(np.asarray(values, np.float64) for values in frame))
     if len(frame.sigma) <= _MAX_PIXELS:
         return frame

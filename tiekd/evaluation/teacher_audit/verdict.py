@@ -424,8 +424,8 @@ def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
         ("estimate_ratio", limits.estimate, "the teacher's own estimate"),
     ):
         ratio = figures[name]
-        told = not _is_near(ratio, 1, limit) and np.isfinite(ratio)
-        if told and _is_near(scale, ratio, limits.focal_scale):
+        differs = not _is_near(ratio, 1, limit) and np.isfinite(ratio)
+        if differs and _is_near(scale, ratio, limits.focal_scale):
             text = f"the scale is {scale:.2f}, and the focal length {ratio:.2f} times {source}"
             return [Suspicion("focal", f"a wrong focal length: {text}")]
     return [Suspicion("scale", f"scale off by {scale:.2f}, cause unknown")]

@@ -432,6 +432,6 @@ def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) ->
         value j.
     """
     step = (small - 1) / max(large - 1, 1)
-    place = torch.arange(large, dtype=torch.float64, device=device) * step
-    distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - place).abs()
+    position = torch.arange(large, dtype=torch.float64, device=device) * step
+    distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - position).abs()
     return (1 - distance).clamp_(min=0).to(dtype)

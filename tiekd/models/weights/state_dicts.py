@@ -254,13 +254,17 @@ def load_into(
     report = compare(network, state)
     complaints = [
         f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})"
-        for name in _not(report.misfit, ignore)
+        for name in _not_matching(report.misfit, ignore)
     ]
     complaints += [
         f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))
     ]
-    complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
-    complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
+    complaints += [
+        f"{name} (missing)" for name in _not_matching(report.missing, [*ignore, COUNTERS])
+    ]
+    complaints += [
+        f"{name} (not in the network)" for name in _not_matching(report.unexpected, ignore)
+    ]
     if complaints:
         more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
         raise CheckpointError(
@@ -376,7 +380,7 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile("".join(parts))
 
 
-def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
+def _not_matching(names: list[str], patterns: Sequence[str]) -> list[str]:
     """Returns those of `names` that match none of the glob `patterns`, in the same order."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
