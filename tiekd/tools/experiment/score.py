@@ -73,28 +73,28 @@ def run(path: Path) -> None:
         # frames are skipped.
         training = partial(build_dataset, data, "train", as_evaluated=True)
         rule = scene_rule(job["scenes"], Path())
-        entrants, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
+        predictors, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
     else:
         named = [(job["recipe"], job["weights"])]
         networks = compare.load_networks(named, overrides, recipe.evaluation.flip, device)
-        entrant = next(iter(networks.values()))
-        _check(entrant, frames, job)
-        entrants = {name: _read(entrant, readout) for name, readout in job["readouts"].items()}
+        predictor = next(iter(networks.values()))
+        _check(predictor, frames, job)
+        predictors = {name: _read(predictor, readout) for name, readout in job["readouts"].items()}
     # Evaluate the predictors, and write all results in one step, which marks the job as finished.
     found = {
-        name: _figures(entrant, frames, protocol, device, recipe)
-        for name, entrant in entrants.items()
+        name: _figures(predictor, frames, protocol, device, recipe)
+        for name, predictor in predictors.items()
     }
     plain = {name: [each.as_json() for each in figures] for name, figures in found.items()}
     content = {"made_from": job["made_from"], "figures": plain, "left_out": left_out}
     replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
 
 
-def _read(entrant: EvaluatedPredictor, readout: str) -> EvaluatedPredictor:
+def _read(predictor: EvaluatedPredictor, readout: str) -> EvaluatedPredictor:
     """Returns a network whose depth is computed by another readout of its distribution over bins.
 
     Args:
-        entrant: the network with its own readout, the mean.
+        predictor: the network with its own readout, the mean.
         readout: "mean", "mode" (most probable bin) or "local" (mean around the mode).
 
     Returns:
@@ -102,17 +102,17 @@ def _read(entrant: EvaluatedPredictor, readout: str) -> EvaluatedPredictor:
         argument itself.
     """
     if readout == "mean":
-        return entrant
-    return entrant._replace(predict=ReadoutPredictor(entrant.predict.network, readout))
+        return predictor
+    return predictor._replace(predict=ReadoutPredictor(predictor.predict.network, readout))
 
 
 def _figures(
-    entrant: EvaluatedPredictor, frames, protocol: EvaluationProtocol, device, recipe: Recipe
+    predictor: EvaluatedPredictor, frames, protocol: EvaluationProtocol, device, recipe: Recipe
 ) -> list[FrameFigures]:
     """Evaluates one predictor, and returns a list with the errors of each frame.
 
     Args:
-        entrant: the predictor.
+        predictor: the predictor to evaluate.
         frames: the dataset of evaluation frames.
         protocol: depth range, crop and batch size.
         device: the predictor's device.
@@ -120,16 +120,16 @@ def _figures(
     """
     aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
     result = compare.evaluate(
-        entrant, frames, protocol, device, recipe.loading, sys.stderr, [aligned]
+        predictor, frames, protocol, device, recipe.loading, sys.stderr, [aligned]
     )
     return aligned.figures(result.frames)
 
 
-def _check(entrant: EvaluatedPredictor, frames, job: dict) -> None:
+def _check(predictor: EvaluatedPredictor, frames, job: dict) -> None:
     """Checks that a network can predict the frames, and wasn't trained on any of them.
 
     Args:
-        entrant: the network.
+        predictor: the network.
         frames: the dataset of evaluation frames.
         job: the content of the job's JSON file.
 
@@ -137,10 +137,10 @@ def _check(entrant: EvaluatedPredictor, frames, job: dict) -> None:
         UserError: a frame is too small, its focal length is needed and not known, or it is a
             training frame.
     """
-    least_size.check_frames(frames, entrant.resize, entrant.least_side, "data.resize")
-    if entrant.needs_focal:
-        require_focals(frames, entrant.resize, "val")
-    seen = compare.overlaps({job["title"]: entrant}, frames)[job["title"]]
+    least_size.check_frames(frames, predictor.resize, predictor.least_side, "data.resize")
+    if predictor.needs_focal:
+        require_focals(frames, predictor.resize, "val")
+    seen = compare.overlaps({job["title"]: predictor}, frames)[job["title"]]
     # Refuse even a single frame, about which bin/evaluate.py only warns, because an experiment's
     # results are published as claims.
     if seen is not None and seen.seen:

@@ -196,7 +196,7 @@ class _Pixels:
 
 
 def evaluate(
-    entrant: EvaluatedPredictor,
+    student: EvaluatedPredictor,
     frames: Dataset,
     protocol: EvaluationProtocol,
     device: torch.device,
@@ -206,7 +206,7 @@ def evaluate(
     """Evaluates a student on all frames of a dataset.
 
     Args:
-        entrant: The student, as `compare.load_networks` returns it.
+        student: The student, as `compare.load_networks` returns it.
         frames: The dataset.
         protocol: The evaluation's crop, depth range, flip averaging and reference.
         device: The student's device.
@@ -219,10 +219,10 @@ def evaluate(
     Raises:
         DataError: A frame can't be read.
     """
-    predictor = WatchedPredictor(entrant.predict.network, entrant.predict.flip)
-    pixels = _Pixels(predictor, protocol, entrant.resize, len(frames))
+    predictor = WatchedPredictor(student.predict.network, student.predict.flip)
+    pixels = _Pixels(predictor, protocol, student.resize, len(frames))
     aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
-    watched = entrant._replace(predict=predictor)
+    watched = student._replace(predict=predictor)
     watchers = [aligned, pixels]
     result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
     kept = [pixels.kept[index] for index in sorted(pixels.kept)]
