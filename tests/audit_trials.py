@@ -146,11 +146,11 @@ def add_predictions(frames: list[dict], student: Student) -> None:
         changed = (student.depth(hidden).log() - frame["student"].log()).abs()
         width = changed.shape[-1] // 3
         sides = (float(changed[:, :width].mean()), float(changed[:, -width:].mean()))
-        frame["response"] = observe.response_of(*sides)
+        frame["response"] = observe.cover_response(*sides)
         noise = 6 * torch.randn(rgb.shape, generator=torch.Generator().manual_seed(0))
         noisy = (rgb + noise).clamp(0, 255)
         pairs = ((noisy, "student"), (noisy[[2, 1, 0]], "student_bgr"))
-        frame["unrest"] = tuple(
+        frame["noise_change"] = tuple(
             float((student.depth(image).log() - frame[name].log()).abs().mean())
             for image, name in pairs
         )
@@ -213,11 +213,16 @@ def planted(fault: str | None, frames: list[grid.AuditFrame]) -> list[grid.Audit
         others = frames[1:] + frames[:1]
         return [
             # Such maps don't follow the image.
-            replace(frame, depth=other.depth, swapped=other.swapped, response=None, unrest=None)
+            replace(
+                frame, depth=other.depth, swapped=other.swapped, response=None, noise_change=None
+            )
             for frame, other in zip(frames, others, strict=True)
         ]
     if fault == "bgr":
-        return [replace(f, depth=f.swapped, swapped=f.depth, unrest=f.unrest[::-1]) for f in frames]
+        return [
+            replace(f, depth=f.swapped, swapped=f.depth, noise_change=f.noise_change[::-1])
+            for f in frames
+        ]
     return frames
 
 
@@ -259,7 +264,7 @@ def audit_frames(
                 at_top=float((known == known.max()).float().mean()),
                 valid=valid,
                 swapped=swapped,
-                unrest=frame.get("unrest"),
+                noise_change=frame.get("noise_change"),
                 response=frame.get("response"),
                 focals={
                     "listed": focal,

@@ -495,7 +495,7 @@ MUTANTS = [
         "norms_count_the_padding",
         "tiekd.models.layers.batch_norm",
         "BatchNorm2d.forward",
-        "self.training and _counted is not None",
+        "self.training and _included is not None",
         "False",
         ("tests/unit/data/test_resize.py",),
     ),
@@ -635,7 +635,7 @@ MUTANTS = [
         "decoders_keep_what_they_convolve",
         "tiekd.models.layers.upsampled",
         "UpsampledConv.forward",
-        "self._convolve(*arguments) if self.plain or _keeps_all() else "
+        "self._convolve(*arguments) if self.plain or _recomputes_nothing() else "
         "_checkpoint(self._convolve, *arguments)",
         "self._convolve(*arguments) if True else None",
         ("tests/unit/models/layers/test_upsampled.py",),
@@ -1478,7 +1478,7 @@ MUTANTS = [
     Mutant(
         "less_accuracy_wins_a_frame",
         "tiekd.evaluation.per_frame",
-        "wins",
+        "count_better_frames",
         "(less, more) if name in metrics.LESS_IS_BETTER else (more, less)",
         "(less, more)",
         ("tests/unit/evaluation/test_per_frame.py",),
@@ -1510,7 +1510,7 @@ MUTANTS = [
     Mutant(
         "every_rank_shows_how_far_it_is",
         "tiekd.evaluation.evaluate",
-        "_shown",
+        "_with_progress",
         "out is None or not comm.is_main()",
         "out is None",
         ("tests/system/ranks/test_evaluate.py",),
@@ -3144,7 +3144,7 @@ if passed_over:
     Mutant(
         "weights_of_another_canonical_camera_are_taken",
         "tiekd.models.canonical",
-        "completed",
+        "with_stored_factors",
         "ours != theirs",
         "False",
         ("tests/unit/models/test_canonical.py",),
@@ -3217,7 +3217,7 @@ if passed_over:
         "a_still_camera_fails_the_audit",
         "tiekd.evaluation.teacher_audit.verdict",
         "_without_truth",
-        'figures["variety"] > limits.variety',
+        'figures["variety"] > limits.min_map_difference',
         "True",
         ("tests/unit/evaluation/test_teacher_audit.py",),
     ),
@@ -3288,8 +3288,8 @@ if passed_over:
     Mutant(
         "training_sigma_stays_in_a_teachers_own",
         "tiekd.models.spread",
-        "without_certain",
-        "width.square() - certain[index].square()",
+        "subtract_target_width",
+        "width.square() - target_width[index].square()",
         "width.square()",
         ("tests/unit/models/test_spread.py",),
     ),
@@ -3483,7 +3483,7 @@ if passed_over:
     Mutant(
         "a_win_needs_seeds_alone",
         "tiekd.evaluation.intervals",
-        "Comparison.is_resolved",
+        "Comparison.is_significant",
         "all(interval.excludes_zero for interval in required)",
         "self.over_seeds.excludes_zero",
         ("tests/unit/evaluation/test_intervals.py",),
@@ -4044,8 +4044,8 @@ if passed_over:
         "calibration_reports_the_frames_it_was_fitted_on",
         "tiekd.tools.calibrate",
         "_measure",
-        "calibration_pixels.for_report(on_reported, parts[1], (1.0, temperature), sys.stderr)",
-        "calibration_pixels.for_report(on_reported, parts[0], (1.0, temperature), sys.stderr)",
+        "calibration_pixels.measure_pixels(on_reported, parts[1], (1.0, temperature), sys.stderr)",
+        "calibration_pixels.measure_pixels(on_reported, parts[0], (1.0, temperature), sys.stderr)",
         ("tests/unit/tools/test_calibrate.py",),
     ),
     Mutant(

@@ -223,7 +223,7 @@ def build_teacher(
     path = teacher_checkpoint(teacher)
     try:
         state = state_dicts.read_checkpoint(path)
-        network_node = canonical.completed(teacher.network, state, path)
+        network_node = canonical.with_stored_factors(teacher.network, state, path)
         tensors = state_dicts.named_tensors(state)
     except CheckpointError as error:
         raise TeacherError(f"teacher.checkpoint: {error}") from None

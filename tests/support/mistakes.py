@@ -397,15 +397,17 @@ CHECKPOINTS = {
     "text for weights": Mistake(
         file("teacher.pth", lambda path: path.write_text("weights")),
         "TeacherError",
-        "teacher.pth: torn, or not torch's (",
+        "teacher.pth: truncated, or not a torch file (",
     ),
     "another zip": Mistake(
         file("teacher.pth", other_zip),
         "TeacherError",
-        "teacher.pth: torn, or not torch's (RuntimeError)",
+        "teacher.pth: truncated, or not a torch file (RuntimeError)",
     ),
     "truncated weights": Mistake(
-        file("teacher.pth", cut(3000)), "TeacherError", "torn, or not torch's (RuntimeError); copy"
+        file("teacher.pth", cut(3000)),
+        "TeacherError",
+        "truncated, or not a torch file (RuntimeError); copy",
     ),
     "weights of NaN": Mistake(
         weights(spoil),
@@ -476,7 +478,7 @@ COMMANDS = {
     "recipe for weights": Mistake(
         words("bin/import_weights.py", "{}/recipe.yaml", "{}/recipe.yaml", "--out", "{}/new.pth"),
         "CheckpointError",
-        "recipe.yaml: torn, or not torch's (",
+        "recipe.yaml: truncated, or not a torch file (",
     ),
     "weights over weights": Mistake(
         words(

@@ -301,7 +301,7 @@ SPLIT = {
     },
     "distributed": {
         "distributed.comm": "*",
-        "models.layers.batch_norm": "counting_only BatchNorm2d",
+        "models.layers.batch_norm": "BatchNorm2d",
     },
     "durable": {
         "files": "*",
@@ -352,5 +352,6 @@ SPLIT = {
 }
 
 # Removed names, for which there is no present module to report. `is_outside` became the attribute
-# `config.teacher_node.TeacherNode.module`.
-GONE = ("models.teacher.is_outside",)
+# `config.teacher_node.TeacherNode.module`; `counting_only` became
+# `models.layers.batch_norm.statistics_of`.
+GONE = ("models.teacher.is_outside", "distributed.counting_only")

@@ -36,7 +36,7 @@ AGAINST = ("ground_truth", TEACHER)  # the values of `evaluation.against`
 LABEL = "agreement with the teacher, not accuracy"
 # The same frames as several batches, which differ in how the images are resized: resize -> batch.
 # The batch for None is the one that the student gets; its depth maps have the images' own size.
-Views = Mapping[Resize | None, Batch]
+BatchByResize = Mapping[Resize | None, Batch]
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,25 @@ class Reference:
 
     Attributes:
         depth: function from a batch to the teacher's depth: (B, 1, h, w) in metres, 0 where the
-            teacher has none, or a `Target`, whose mean depth is used. If there are `parts`, a
-            function from `Views` to the depth that all teachers give together, at the images' own
-            size.
+            teacher has none, or a `Target`, whose mean depth is used. If `per_teacher` isn't empty,
+            a function from `BatchByResize` to the depth that all teachers give together, at the
+            images' own size.
         resize: how images are resized for the teacher; depth then has the resized images' size.
             None if `depth` returns cached maps of the images' own size, which come with the batch.
         name: the teacher's name in reports.
         label: text that is shown with metrics against the teacher, as `label_of` returns it.
-        parts: with several teachers, one `Reference` for each, which `depth` calls; empty for a
-            single teacher.
+        per_teacher: with several teachers, one `Reference` for each, which `depth` calls; empty for
+            a single teacher.
     """
 
-    depth: Callable[[Batch], Tensor | Target | None] | Callable[[Views], Tensor | Target | None]
+    depth: (
+        Callable[[Batch], Tensor | Target | None]
+        | Callable[[BatchByResize], Tensor | Target | None]
+    )
     resize: Resize | None
     name: str
     label: str = LABEL
-    parts: tuple["Reference", ...] = ()
+    per_teacher: tuple["Reference", ...] = ()
 
     def targets(
         self,
@@ -92,7 +95,7 @@ class Reference:
         Raises:
             DataError: the teacher's maps are cached, and a batch has none.
         """
-        needed = dict.fromkeys(part.resize for part in self.parts or (self,))
+        needed = dict.fromkeys(each.resize for each in self.per_teacher or (self,))
         sizes = [size for size in needed if size not in (None, resize)]
         share = RankShare(comm.rank(), comm.world_size())
         with ExitStack() as stack:
@@ -107,33 +110,35 @@ class Reference:
                 for size in sizes
             ]
             for (indices, batch), *seen in zip(batches, *others, strict=True):
-                views = {None: batch, resize: batch}
-                views |= {size: other for size, (_, other) in zip(sizes, seen, strict=True)}
-                yield indices, self._with_target(batch, views)
+                by_resize = {None: batch, resize: batch}
+                by_resize |= {size: other for size, (_, other) in zip(sizes, seen, strict=True)}
+                yield indices, self._with_target(batch, by_resize)
 
-    def at_own_size(self, views: Views) -> Tensor | Target | None:
+    def at_own_size(self, by_resize: BatchByResize) -> Tensor | Target | None:
         """Returns a single teacher's depth, resized bilinearly to the images' own size.
 
         Args:
-            views: the batch as the student gets it (key None), and with images resized by
+            by_resize: the batch as the student gets it (key None), and with images resized by
                 `self.resize`.
 
         Returns:
             (B, 1, H, W), metres, 0 where the teacher has none; or a `Target`, if `depth` returns
             one. None if the teacher's maps are cached and the batch has none.
         """
-        found = self.depth(views[self.resize])
+        found = self.depth(by_resize[self.resize])
         if found is None or self.resize is None:
             return found
-        own = tuple(views[None].depth.shape[-2:])
+        own = tuple(by_resize[None].depth.shape[-2:])
 
         def restored(values: Tensor) -> Tensor:
             return resizes.at_own_size(values, self.resize, own, smooth=True)
 
         return found.mapped(restored) if isinstance(found, Target) else restored(found)
 
-    def _with_target(self, batch: Batch, views: Views) -> Batch:
-        depth = mean_depth(self.depth(views) if self.parts else self.at_own_size(views))
+    def _with_target(self, batch: Batch, by_resize: BatchByResize) -> Batch:
+        depth = mean_depth(
+            self.depth(by_resize) if self.per_teacher else self.at_own_size(by_resize)
+        )
         if depth is None:
             raise DataError(
                 f"evaluation.against: {batch.names[0]} has no map of the teacher; the data set has "
@@ -214,8 +219,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         label: text that says what the results mean, as `label_of` returns it.
-        figures: name -> value of the errors by depth range and near depth edges, as `figures_of`
-            returns them.
+        figures: name -> value of the errors by depth range and near depth edges, as
+            `errors_by_name` returns them.
         text: `figures` as lines of text.
     """
 
@@ -224,7 +229,7 @@ class Agreement(NamedTuple):
     text: str
 
 
-def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, float]:
+def errors_by_name(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, float]:
     """Returns the errors by depth range and near depth edges as a dict from name to value.
 
     The names are e.g. `abs_rel_0-20m` and `rmse_0-20m` (metres) for the range from 0 to 20 m, and
@@ -238,8 +243,8 @@ def figures_of(ranges: Sequence[RangeFigures], edges: EdgeFigures) -> dict[str, 
     found = {}
     for each in ranges:
         if each.pixels:
-            place = f"{each.from_m:g}-{each.to_m:g}m"
-            found |= {f"abs_rel_{place}": each.abs_rel, f"rmse_{place}": each.rmse_m}
+            range_name = f"{each.from_m:g}-{each.to_m:g}m"
+            found |= {f"abs_rel_{range_name}": each.abs_rel, f"rmse_{range_name}": each.rmse_m}
     if edges.pixels:
         found |= {"abs_rel_at_edges": edges.abs_rel, "mid_air_at_edges": edges.mid_air}
     return found

@@ -6,9 +6,9 @@ contains the reference, i.e. the true depth, or the teacher's depth in its place
 convex in 1/T, so it has one minimum, which golden-section search over log T finds in float64.
 References beyond the bins are assigned to the first or the last bin, as in training.
 
-`figures` measures how well sigma and confidence (tiekd/models/confidence.py) agree with the errors
-of the predicted depth. Confidence is the predicted probability that the reference is within 10 % of
-the predicted depth.
+`measure_calibration` measures how well sigma and confidence (tiekd/models/confidence.py) agree with
+the errors of the predicted depth. Confidence is the predicted probability that the reference is
+within 10 % of the predicted depth.
 
 - expected calibration error of confidence (ECE; Guo et al. 2017): pixels are grouped by confidence
   into 15 ranges of equal width. In each, the mean confidence is compared with the fraction of
@@ -38,7 +38,7 @@ from tiekd.errors import DataError
 from tiekd.evaluation.sigma_quality import MIN_PIXELS, sparsification
 
 CRITERION = "mean negative log-likelihood of the reference's bin under the tempered distribution"
-LEAST, MOST = 1e-3, 1e3  # the range of temperatures that is searched
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3  # the range of temperatures that is searched
 CONFIDENCE_RANGES = 15
 SIGMA_GROUPS = 10
 _DIGITS = 4  # of the temperature; more aren't known, and rounding hides the order of summation
@@ -54,8 +54,8 @@ class Pixels(NamedTuple):
     Attributes:
         frame: (N,) int64, number of the frame that the pixel belongs to.
         error: (N,) float64, |predicted depth - reference|, metres.
-        within: (N,) bool, True if the error is at most `models.confidence.BAND` times the predicted
-            depth.
+        within: (N,) bool, True if the error is at most `models.confidence.RELATIVE_TOLERANCE` times
+            the predicted depth.
         confidence: (N,) float64, 0 to 1, the predicted probability that `within` is True.
         sigma: (N,) float64, the predicted standard deviation of the error, metres.
         nll: (N,) float64, negative log-likelihood of the depth bin that contains the reference,
@@ -99,8 +99,8 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
         The temperature, rounded to four digits.
 
     Raises:
-        DataError: The logits aren't finite, or there is no minimum between the temperatures LEAST
-            and MOST.
+        DataError: The logits aren't finite, or there is no minimum between MIN_TEMPERATURE and
+            MAX_TEMPERATURE.
     """
     if not bool(torch.isfinite(logits).all()):
         raise DataError("the network's output isn't finite (nan or inf), so nothing can be fitted")
@@ -111,7 +111,7 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
     # Golden-section search: each step keeps the part of the interval that contains the minimum, and
     # one of the two inner points, `left` or `right`.
     shrink = (5**0.5 - 1) / 2
-    low, high = math.log(LEAST), math.log(MOST)
+    low, high = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
     left, right = high - shrink * (high - low), low + shrink * (high - low)
     at_left, at_right = loss(left), loss(right)
     while high - low > _TOLERANCE:
@@ -124,16 +124,16 @@ def fit_temperature(logits: Tensor, bins: Tensor) -> float:
             right = low + shrink * (high - low)
             at_right = loss(right)
     found = math.exp((low + high) / 2)
-    if not LEAST * 1.001 < found < MOST / 1.001:
+    if not MIN_TEMPERATURE * 1.001 < found < MAX_TEMPERATURE / 1.001:
         raise DataError(
-            f"no temperature between {LEAST:g} and {MOST:g} has the least negative log-likelihood "
-            f"(it still falls at T = {found:.3g}), as with an untrained student or a constant "
-            "reference; train longer, or look at the reference"
+            f"no temperature between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g} has the least "
+            f"negative log-likelihood (it still falls at T = {found:.3g}), as with an untrained "
+            "student or a constant reference; train longer, or look at the reference"
         )
     return float(f"{found:.{_DIGITS}g}")
 
 
-def figures(pixels: Pixels) -> dict:
+def measure_calibration(pixels: Pixels) -> dict:
     """Returns measures of how well confidence and sigma agree with the errors, as values for JSON.
 
     Args:
@@ -142,14 +142,14 @@ def figures(pixels: Pixels) -> dict:
     Returns:
         A dict. `nll` is the mean negative log-likelihood, nats. For confidence:
         `calibration_error`, `mean_confidence`, `share_within` (fraction of True in `within`), and
-        the list `reliability_of_confidence` of `_by_confidence`. For sigma: `sigma_error` (its
-        calibration error), `mean_sigma_m`, `rms_error_m`, the fractions of errors `within_1_sigma`
-        and `within_2_sigma`, and the list `reliability_of_sigma` of `_by_sigma`. `sparsification`
-        is the dict of `_sparsification`.
+        the list `reliability_of_confidence`, as `_reliability_of_confidence` returns it. For sigma:
+        `sigma_error` (its calibration error), `mean_sigma_m`, `rms_error_m`, the fractions of
+        errors `within_1_sigma` and `within_2_sigma`, and the list `reliability_of_sigma`, as
+        `_reliability_of_sigma` returns it. `sparsification` is the dict of `_sparsification`.
     """
     error = pixels.error
-    ranges = _by_confidence(pixels)
-    groups = _by_sigma(pixels)
+    ranges = _reliability_of_confidence(pixels)
+    groups = _reliability_of_sigma(pixels)
     gaps = [abs(each["confidence"] - each["share_within"]) * each["pixels"] for each in ranges]
     ratios = [abs(each["sigma_m"] - each["rms_error_m"]) / each["sigma_m"] for each in groups]
     return {
@@ -168,25 +168,27 @@ def figures(pixels: Pixels) -> dict:
     }
 
 
-def _by_confidence(pixels: Pixels) -> list[dict]:
+def _reliability_of_confidence(pixels: Pixels) -> list[dict]:
     """Groups pixels by confidence into CONFIDENCE_RANGES ranges of equal width.
 
     Returns:
         For each range with pixels, in ascending order: `confidence` and `share_within`, the means
         of confidence and of `within`, and `pixels`, their number.
     """
-    place = np.minimum((pixels.confidence * CONFIDENCE_RANGES).astype(int), CONFIDENCE_RANGES - 1)
+    range_index = np.minimum(
+        (pixels.confidence * CONFIDENCE_RANGES).astype(int), CONFIDENCE_RANGES - 1
+    )
     return [
         {
-            "confidence": float(pixels.confidence[place == each].mean()),
-            "share_within": float(pixels.within[place == each].mean()),
-            "pixels": int((place == each).sum()),
+            "confidence": float(pixels.confidence[range_index == each].mean()),
+            "share_within": float(pixels.within[range_index == each].mean()),
+            "pixels": int((range_index == each).sum()),
         }
-        for each in np.unique(place)
+        for each in np.unique(range_index)
     ]
 
 
-def _by_sigma(pixels: Pixels) -> list[dict]:
+def _reliability_of_sigma(pixels: Pixels) -> list[dict]:
     """Sorts pixels by sigma, and divides them into SIGMA_GROUPS groups of equal size.
 
     Returns:

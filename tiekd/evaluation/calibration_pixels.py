@@ -5,11 +5,11 @@ in an evaluation: inside the crop, with min_depth < reference < cap. Of each fra
 PIXELS_PER_FRAME valid pixels are sampled, with random numbers that depend only on SEED and the
 frame's index, so that every call samples the same pixels.
 
-`for_fit` returns the logits of the head's output pixel that covers each sampled pixel. They are at
-most MOST_LOGITS values in total: with many frames, fewer pixels of each frame are sampled.
-`for_report` returns confidence and sigma of the image at its own size, as `load_student` computes
-them. Costs: a forward pass per frame; only one frame's maps are in memory at a time. Left out:
-several ranks.
+`sample_for_fit` returns the logits of the head's output pixel that covers each sampled pixel. They
+are at most MOST_LOGITS values in total: with many frames, fewer pixels of each frame are sampled.
+`measure_pixels` returns confidence and sigma of the image at its own size, as `load_student`
+computes them. Costs: a forward pass per frame; only one frame's maps are in memory at a time. Left
+out: several ranks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from tiekd.evaluation.calibration import Pixels, likelihood_loss
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.models import confidence
 from tiekd.models.network import Network
-from tiekd.models.readout import on_image_grid
+from tiekd.models.readout import resize_to_image
 
 PIXELS_PER_FRAME = 1000
 MOST_LOGITS = 1 << 25  # float32 values: 128 MiB
@@ -73,7 +73,7 @@ class FittedPixels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _FrameOutputs:
     """One frame after the network's forward pass, with n pixels that were sampled from it.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Seen:
             `canonical_focal`.
         reference: (H, W), the true depth, or the teacher's in its place, metres, at the image's own
             size.
-        drawn: (n,) int64, indices of the sampled pixels in the flattened `reference`.
+        sampled: (n,) int64, indices of the sampled pixels in the flattened `reference`.
     """
 
     setting: Setting
@@ -94,7 +94,7 @@ class _Seen:
     input_size: tuple[int, int]
     focal: Tensor | None
     reference: Tensor
-    drawn: Tensor
+    sampled: Tensor
 
     def at_pixels(self, values: Tensor) -> Tensor:
         """Returns the values of a map at the sampled pixels, (n,).
@@ -105,7 +105,7 @@ class _Seen:
         """
         size = tuple(self.reference.shape)
         own = resizes.at_own_size(values, self.setting.resize, size, smooth=True)
-        return own.flatten()[self.drawn]
+        return own.flatten()[self.sampled]
 
     @property
     def logits(self) -> Tensor:
@@ -118,9 +118,9 @@ class _Seen:
         numbers = network.upsampled(
             cells.view_as(self.depth), self.features, self.input_size, smooth=False
         )
-        numbers = on_image_grid(numbers, self.input_size, smooth=False)
+        numbers = resize_to_image(numbers, self.input_size, smooth=False)
         numbers = resizes.at_own_size(numbers, self.setting.resize, size, smooth=False)
-        chosen = numbers.flatten()[self.drawn].long()
+        chosen = numbers.flatten()[self.sampled].long()
         found = network.head.logits(self.features.flatten(2)[..., chosen][..., None])
         return found[0, :, :, 0].T
 
@@ -131,14 +131,14 @@ class _Seen:
         Depths beyond the bins are assigned to the first or the last bin.
         """
         network = self.setting.network
-        reference = self.reference.flatten()[self.drawn]
+        reference = self.reference.flatten()[self.sampled]
         if network.canonical is not None:
             reference = network.canonical.from_metres(reference[None], self.focal).flatten()
         return torch.bucketize(reference, network.head.edges[1:-1])
 
 
 @torch.no_grad()
-def for_fit(setting: Setting, frames: Dataset, out: TextIO | None = None) -> FittedPixels:
+def sample_for_fit(setting: Setting, frames: Dataset, out: TextIO | None = None) -> FittedPixels:
     """Samples pixels of the frames on which the temperature is to be fitted.
 
     Args:
@@ -154,12 +154,13 @@ def for_fit(setting: Setting, frames: Dataset, out: TextIO | None = None) -> Fit
     """
     values = setting.network.head.edges.numel() * len(frames)
     count = max(1, min(PIXELS_PER_FRAME, MOST_LOGITS // values))
-    found = [(seen.logits.cpu(), seen.bins.cpu()) for seen in _seen(setting, frames, count, out)]
+    frame_outputs = _frame_outputs(setting, frames, count, out)
+    found = [(outputs.logits.cpu(), outputs.bins.cpu()) for outputs in frame_outputs]
     return FittedPixels(*map(torch.cat, zip(*found, strict=True)))
 
 
 @torch.no_grad()
-def for_report(
+def measure_pixels(
     setting: Setting, frames: Dataset, temperatures: Sequence[float], out: TextIO | None = None
 ) -> list[Pixels]:
     """Samples pixels of frames, and measures confidence and sigma there with each temperature.
@@ -179,16 +180,16 @@ def for_report(
     """
     network = setting.network
     rows: list[list[tuple]] = [[] for _ in temperatures]
-    for number, seen in enumerate(_seen(setting, frames, PIXELS_PER_FRAME, out)):
-        on_image = network.upsampled(seen.depth, seen.features, seen.input_size)
-        depth = seen.at_pixels(on_image_grid(on_image, seen.input_size, smooth=True))
-        error = (depth - seen.reference.flatten()[seen.drawn]).abs()
-        within = error <= confidence.BAND * depth
-        logits, bins = seen.logits, seen.bins
-        given = (network, seen.features, seen.depth, seen.input_size)
+    for number, outputs in enumerate(_frame_outputs(setting, frames, PIXELS_PER_FRAME, out)):
+        on_image = network.upsampled(outputs.depth, outputs.features, outputs.input_size)
+        depth = outputs.at_pixels(resize_to_image(on_image, outputs.input_size, smooth=True))
+        error = (depth - outputs.reference.flatten()[outputs.sampled]).abs()
+        within = error <= confidence.RELATIVE_TOLERANCE * depth
+        logits, bins = outputs.logits, outputs.bins
+        given = (network, outputs.features, outputs.depth, outputs.input_size)
         for row, temperature in zip(rows, temperatures, strict=True):
-            maps = confidence.of_features(*given, temperature, seen.focal)
-            sure, sigma = map(seen.at_pixels, maps)
+            maps = confidence.of_features(*given, temperature, outputs.focal)
+            sure, sigma = map(outputs.at_pixels, maps)
             nll = likelihood_loss(logits, bins, temperature)
             frame = torch.full_like(bins, number)
             row.append((frame, error.double(), within, sure.double(), sigma.double(), nll))
@@ -197,7 +198,9 @@ def for_report(
     ]
 
 
-def _seen(setting: Setting, frames: Dataset, count: int, out: TextIO | None) -> Iterator[_Seen]:
+def _frame_outputs(
+    setting: Setting, frames: Dataset, count: int, out: TextIO | None
+) -> Iterator[_FrameOutputs]:
     """Runs the network on each frame, and yields those frames that have a valid pixel.
 
     Args:
@@ -219,10 +222,10 @@ def _seen(setting: Setting, frames: Dataset, count: int, out: TextIO | None) -> 
     done = with_pixels = 0
     progress = None if out is None else Progress("frames", len(frames), lambda: done, out, False)
     for (index,), batch in batches:
-        drawn = _drawn(batch.depth[0, 0], protocol, index, count)
-        if len(drawn):
+        sampled = _sample_pixels(batch.depth[0, 0], protocol, index, count)
+        if len(sampled):
             with_pixels += 1
-            yield _forward(setting, batch, drawn)
+            yield _forward(setting, batch, sampled)
         done += 1
         if progress is not None:
             progress.update()
@@ -236,7 +239,7 @@ def _seen(setting: Setting, frames: Dataset, count: int, out: TextIO | None) -> 
         )
 
 
-def _forward(setting: Setting, batch: Batch, drawn: Tensor) -> _Seen:
+def _forward(setting: Setting, batch: Batch, sampled: Tensor) -> _FrameOutputs:
     network, focal = setting.network, None
     if network.canonical is not None:
         focal = focals.of_batch(batch, setting.resize)
@@ -249,10 +252,12 @@ def _forward(setting: Setting, batch: Batch, drawn: Tensor) -> _Seen:
             f"{batch.names[0]}: the network's depth isn't finite (nan or inf), so confidence can't "
             "be calibrated; give other weights"
         )
-    return _Seen(setting, features, depth, size, focal, batch.depth[0, 0], drawn)
+    return _FrameOutputs(setting, features, depth, size, focal, batch.depth[0, 0], sampled)
 
 
-def _drawn(reference: Tensor, protocol: EvaluationProtocol, index: int, count: int) -> Tensor:
+def _sample_pixels(
+    reference: Tensor, protocol: EvaluationProtocol, index: int, count: int
+) -> Tensor:
     """Samples at most `count` of a frame's valid pixels at random.
 
     Args:
@@ -272,7 +277,7 @@ def _drawn(reference: Tensor, protocol: EvaluationProtocol, index: int, count: i
     counts[box] = (depth > protocol.min_depth) & (depth < protocol.cap)
     valid = counts.flatten().nonzero()[:, 0]
     if len(valid) > count:
-        draw = np.random.default_rng((SEED, index))
-        chosen = np.sort(draw.choice(len(valid), count, replace=False))
+        generator = np.random.default_rng((SEED, index))
+        chosen = np.sort(generator.choice(len(valid), count, replace=False))
         valid = valid[torch.from_numpy(chosen)]
     return valid.to(reference.device)

@@ -38,7 +38,7 @@ from tiekd.models import load
 from tiekd.workdir import workdir
 
 
-class Entrant(NamedTuple):
+class EvaluatedPredictor(NamedTuple):
     """A network, or another predictor, that is to be evaluated.
 
     Attributes:
@@ -111,12 +111,12 @@ class Result(NamedTuple):
     edges: EdgeFigures | None = None
 
 
-def entrants(
+def load_networks(
     named: Sequence[tuple[str, str | None]],
     overrides: Sequence[str],
     flip: bool,
     device: torch.device,
-) -> dict[str, Entrant]:
+) -> dict[str, EvaluatedPredictor]:
     """Loads the networks that are to be compared, and gives each a unique name.
 
     A network is named after its recipe file, or after the work dir if the recipe is the copy that a
@@ -136,9 +136,9 @@ def entrants(
         RecipeError: a recipe can't be used.
         CheckpointError: a checkpoint can't be loaded.
     """
-    found: dict[str, Entrant] = {}
-    for place, (recipe_path, checkpoint_path) in enumerate(named):
-        last = place == len(named) - 1
+    found: dict[str, EvaluatedPredictor] = {}
+    for index, (recipe_path, checkpoint_path) in enumerate(named):
+        last = index == len(named) - 1
         network, path, resize = load.load_network(
             recipe_path, checkpoint_path, overrides if last else ()
         )
@@ -148,22 +148,24 @@ def entrants(
         stem = file.resolve().parent.name if file.name == workdir.RECIPE else file.stem
         tries = (stem, f"{stem}:{path.name}", f"{recipe_path}:{path}")
         name = next(
-            (name for name in tries if name not in found), f"{recipe_path}:{path} ({place + 1})"
+            (name for name in tries if name not in found), f"{recipe_path}:{path} ({index + 1})"
         )
         predict = flipping.Predictor(network.to(device).eval(), flip)
         least = least_size.least_side(network)
         seen, teachers = trained_on.read(path), learned_from.read(path)
-        found[name] = Entrant(predict, path, seen, resize, least, teachers)
+        found[name] = EvaluatedPredictor(predict, path, seen, resize, least, teachers)
     return found
 
 
-def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Overlap | None]:
+def overlaps(
+    networks: Mapping[str, EvaluatedPredictor], frames: Dataset
+) -> dict[str, Overlap | None]:
     """Counts the evaluation frames that each network was trained on.
 
     Collective: all ranks must call it.
 
     Args:
-        entrants: network's name -> network and its settings, as `entrants` returns them.
+        networks: network's name -> network and its settings, as `load_networks` returns them.
         frames: the evaluation frames.
 
     Returns:
@@ -175,27 +177,29 @@ def overlaps(entrants: Mapping[str, Entrant], frames: Dataset) -> dict[str, Over
     found = None
     if comm.is_main():
         found = {
-            name: trained_on.overlap_of(entrant.trained_on, frames)
-            for name, entrant in entrants.items()
+            name: trained_on.overlap_of(network.trained_on, frames)
+            for name, network in networks.items()
         }
     return comm.broadcast_object(found)
 
 
-def refuse_trained_on(seen: Mapping[str, Overlap | None], networks: Mapping[str, Entrant]) -> None:
+def refuse_trained_on(
+    seen: Mapping[str, Overlap | None], networks: Mapping[str, EvaluatedPredictor]
+) -> None:
     """Checks that no network was trained on all frames that it would be evaluated on.
 
     Args:
         seen: network's name -> overlap, as `overlaps` returns it.
-        networks: network's name -> network and its settings, as `entrants` returns them.
+        networks: network's name -> network and its settings, as `load_networks` returns them.
 
     Raises:
         DataError: a network was trained on all frames; the message names it.
     """
-    for name, entrant in networks.items():
+    for name, network in networks.items():
         if seen[name] is not None and seen[name].is_whole:
             raise DataError(
-                f"{name}: {entrant.weights} was trained on all {seen[name].frames} frames that "
-                "it would be evaluated on, so the figures would say nothing of new images; "
+                f"{name}: {network.weights} was trained on all {seen[name].frames} frames that "
+                "it would be evaluated on, so the metrics would not be valid for new images; "
                 "evaluate on others (--set data.val_split=FILE or data.root=FOLDER), "
                 "or say --on-trained"
             )
@@ -220,7 +224,7 @@ def recipe_and_checkpoint(text: str) -> tuple[str, str | None]:
     return recipe_path, paths.expanded(checkpoint_path)
 
 
-def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
+def mean_map(training: Dataset, device: torch.device, out: TextIO) -> EvaluatedPredictor:
     """Returns a baseline whose prediction is always the per-pixel mean of the training depths.
 
     Args:
@@ -243,11 +247,11 @@ def mean_map(training: Dataset, device: torch.device, out: TextIO) -> Entrant:
             )
         return depth.expand(len(image), -1, -1, -1)
 
-    return Entrant(predict)
+    return EvaluatedPredictor(predict)
 
 
 def evaluate(
-    entrant: Entrant,
+    predictor: EvaluatedPredictor,
     frames: Dataset,
     protocol: EvaluationProtocol,
     device: torch.device,
@@ -255,12 +259,12 @@ def evaluate(
     out: TextIO,
     watchers: Sequence[Watcher] = (),
 ) -> Result:
-    """Evaluates one network or other predictor (entrant).
+    """Evaluates one network or other predictor.
 
     Collective: all ranks must call it, and all get the same result.
 
     Args:
-        entrant: the predictor to evaluate.
+        predictor: the predictor to evaluate.
         frames: the dataset of evaluation frames.
         protocol: depth range, crop, batch size, and whether predictions are compared with ground
             truth or with a teacher.
@@ -278,12 +282,12 @@ def evaluate(
     # sparse, and has few edges with depth on both sides.
     near_edges = () if protocol.reference is None else (edges,)
     figures = evaluation.evaluate(
-        entrant.predict,
+        predictor.predict,
         frames,
         protocol,
         device,
         loading=loading,
-        resize=entrant.resize,
+        resize=predictor.resize,
         watchers=(rows, *near_edges, *watchers),
         out=out,
     )
@@ -291,11 +295,11 @@ def evaluate(
     # comparisons of networks are computed.
     table = rows.gather()
     return Result(
-        entrant.weights,
+        predictor.weights,
         figures,
         range_figures(table.sums, protocol.cap),
         table,
-        resize=entrant.resize,
+        resize=predictor.resize,
         edges=edges.gather() if near_edges else None,
     )
 
@@ -361,13 +365,13 @@ def _plain_edges(edges: EdgeFigures) -> dict:
 
 
 def _difference(ours: Result, theirs: Result) -> dict:
-    wins = per_frame.wins(ours.frames, theirs.frames)
+    counts = per_frame.count_better_frames(ours.frames, theirs.frames)
     return {
         "difference": {
             name: _finite(value - theirs.metrics[name]) for name, value in ours.metrics.items()
         },
-        "frames_better": {name: won for name, (won, _) in wins.items()},
-        "frames_worse": {name: lost for name, (_, lost) in wins.items()},
+        "frames_better": {name: better for name, (better, _) in counts.items()},
+        "frames_worse": {name: worse for name, (_, worse) in counts.items()},
     }
 
 

@@ -166,7 +166,9 @@ def evaluate(
         batches = protocol.reference.targets(
             batches, dataset, settings.batch_size, device, loading, resize
         )
-    for batch_indices, batch in _shown(batches, "frames", len(dataset), comm.world_size(), out):
+    for batch_indices, batch in _with_progress(
+        batches, "frames", len(dataset), comm.world_size(), out
+    ):
         given = ()
         if getattr(predictor, "needs_focal", False):
             given = (focals.of_batch(batch, resize),)
@@ -193,7 +195,7 @@ def evaluate(
     )
 
 
-def _shown(
+def _with_progress(
     pairs: Iterable[tuple[list[int], Any]], noun: str, total: int, ranks: int, out: TextIO | None
 ) -> Iterator:
     """Yields the elements of `pairs` unchanged, and prints the progress on rank 0.
@@ -235,7 +237,7 @@ def mean_depth_map(dataset: Dataset, out: TextIO | None = None) -> Tensor:
     # Sum the measured depths and the number of measurements at each pixel over all frames.
     total, count = 0.0, 0.0
     samples = (([index], dataset[index]) for index in range(len(dataset)))
-    for (index,), sample in _shown(samples, "training frames", len(dataset), 1, out):
+    for (index,), sample in _with_progress(samples, "training frames", len(dataset), 1, out):
         depth = sample.depth.double()
         if index and depth.shape != total.shape:
             sizes = " and ".join("x".join(map(str, d.shape[-2:])) for d in (total, depth))

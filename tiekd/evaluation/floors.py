@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from tiekd.console import Progress
 from tiekd.errors import DataError
 from tiekd.evaluation import metrics
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol
 
 GRID = (48, 64)
@@ -38,15 +38,15 @@ _BINS = 2048
 _NEAREST = 1e-3  # lower edge of the first bin, as a fraction of the cap; nearer depths count in it
 
 
-class Floors(NamedTuple):
+class Baselines(NamedTuple):
     """The baselines that ignore the image, for one set of evaluated frames.
 
     Attributes:
-        entrants: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
+        predictors: name of the baseline, one of NAMES -> predictor, in the order of NAMES.
         left_out: name of a baseline that can't be computed -> the reason in one line.
     """
 
-    entrants: dict[str, Entrant]
+    predictors: dict[str, EvaluatedPredictor]
     left_out: dict[str, str]
 
 
@@ -57,7 +57,7 @@ def build(
     scene_of: Callable[[str], str],
     device: torch.device,
     out: TextIO | None = None,
-) -> Floors:
+) -> Baselines:
     """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
 
     Args:
@@ -76,22 +76,24 @@ def build(
     Raises:
         DataError: no evaluated frame has ground truth between the protocol's min_depth and cap.
     """
-    maps = {NAMES[0]: _everywhere(best_constant(evaluated, protocol, scene_of, out))}
+    maps = {NAMES[0]: _uniform_map(best_constant(evaluated, protocol, scene_of, out))}
     left_out = {}
     try:
         median, cells = measure(training(), protocol.min_depth, protocol.cap, out)
-        maps |= {NAMES[1]: _everywhere(median), NAMES[2]: cells}
+        maps |= {NAMES[1]: _uniform_map(median), NAMES[2]: cells}
     except DataError as error:
         left_out = dict.fromkeys(NAMES[1:], str(error))
-    entrants = {name: Entrant(_Shown(depth.to(device))) for name, depth in maps.items()}
-    return Floors(entrants, left_out)
+    predictors = {
+        name: EvaluatedPredictor(_ConstantMap(depth.to(device))) for name, depth in maps.items()
+    }
+    return Baselines(predictors, left_out)
 
 
-def _everywhere(depth: float) -> Tensor:
+def _uniform_map(depth: float) -> Tensor:
     return torch.full((1, 1, 1, 1), depth)
 
 
-class _Shown:
+class _ConstantMap:
     """A predictor that returns the same depth map for every image, resized to the image's size.
 
     Args:
@@ -212,8 +214,8 @@ def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[tuple[st
 def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None:
     if not bool(weights.any()):
         raise DataError(
-            f"no {noun} frame has ground truth between {min_depth} and {cap} m, which the floors "
-            "are made of; give other frames"
+            f"no {noun} frame has ground truth between {min_depth} and {cap} m, from which "
+            "the floors are computed; give other frames"
         )
 
 
@@ -257,9 +259,9 @@ def _medians(weights: Tensor, edges: Tensor) -> Tensor:
     """
     sums = weights.cumsum(-1)
     half = sums[..., -1:] / 2
-    place = torch.searchsorted(sums, half).clamp(max=weights.shape[-1] - 1)
-    within = weights.gather(-1, place)
-    before = sums.gather(-1, place) - within
+    index = torch.searchsorted(sums, half).clamp(max=weights.shape[-1] - 1)
+    within = weights.gather(-1, index)
+    before = sums.gather(-1, index) - within
     share = ((half - before) / within)[..., 0]
-    place = place[..., 0]
-    return edges[place] + share * (edges[place + 1] - edges[place])
+    index = index[..., 0]
+    return edges[index] + share * (edges[index + 1] - edges[index])

@@ -105,9 +105,9 @@ class AlignedFigures:
             _rows: (B, 9), the metrics of each frame; not used.
         """
         rows, columns = metrics.crop_box(self.crop, *depth.shape[-2:])
-        for place, index in enumerate(indices):
-            predicted = depth[place : place + 1, :, rows, columns].float()
-            truth = batch.depth[place : place + 1, :, rows, columns].float()
+        for position, index in enumerate(indices):
+            predicted = depth[position : position + 1, :, rows, columns].float()
+            truth = batch.depth[position : position + 1, :, rows, columns].float()
             aligned = self._aligned_abs_rel(predicted, truth)
             self._by_index[index] = (aligned, self._edge_error(predicted, truth))
 

@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
         return max(self.over_seeds.p, self.over_scenes.p, self.over_both.p)
 
     @property
-    def is_resolved(self) -> bool:
+    def is_significant(self) -> bool:
         """True if the difference is significant: three intervals exclude 0.
 
         These are `over_seeds`, `over_scenes` and `over_both`.
@@ -102,7 +102,7 @@ class Comparison(NamedTuple):
         return all(interval.excludes_zero for interval in required)
 
     @property
-    def only_frames(self) -> bool:
+    def significant_over_frames_only(self) -> bool:
         """True if the difference is significant only if frames are taken as independent.
 
         The interval `over_frames` then excludes 0, but `over_scenes` doesn't.
@@ -374,10 +374,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [1.0] * len(p_values)
     largest = 0.0
-    for place, index in enumerate(order):
+    for rank, index in enumerate(order):
         # A corrected value must not be smaller than that of a smaller p-value, so take the largest
         # so far.
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
 

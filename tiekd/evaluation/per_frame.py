@@ -93,14 +93,14 @@ class FrameRows:
         sums = torch.cat(self._sums).cpu() if self._sums else torch.zeros(0, NUM_RANGES, 4)
         # Sort by index, the first element, which restores the dataset's order.
         mine = list(zip(self._indices, self._names, rows.tolist(), sums.tolist(), strict=True))
-        everything = sorted(frame for part in comm.gather_objects(mine) for frame in part)
-        _, names, rows, sums = zip(*everything, strict=True)
+        of_all_ranks = sorted(frame for part in comm.gather_objects(mine) for frame in part)
+        _, names, rows, sums = zip(*of_all_ranks, strict=True)
         return FrameTable(
             list(names), *(torch.tensor(values, dtype=torch.float64) for values in (rows, sums))
         )
 
 
-def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "") -> None:
+def write_csv(path: Path, tables: Mapping[str, FrameTable], metrics_label: str = "") -> None:
     """Writes the results per frame of one or several networks to a CSV file.
 
     There is one row per network and frame: the first network's rows in the dataset's order of
@@ -111,7 +111,7 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "
     Args:
         path: the file; replaced atomically.
         tables: network's name -> its results.
-        figures_are: text that says what the metrics mean if they don't measure accuracy, e.g.
+        metrics_label: text that says what the metrics mean if they don't measure accuracy, e.g.
             agreement with a teacher. It is written to one more column in every row; empty for no
             such column.
     """
@@ -119,7 +119,7 @@ def write_csv(path: Path, tables: Mapping[str, FrameTable], figures_are: str = "
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     head = ["name", "pixels", *metrics.METRIC_NAMES, "network"]
-    last = [figures_are] if figures_are else []
+    last = [metrics_label] if metrics_label else []
     writer.writerow(head + ["figures_are"] * len(last))
     for network, table in tables.items():
         for name, pixels, row in zip(
@@ -150,7 +150,7 @@ def worst(table: FrameTable, metric: str = "abs_rel", count: int = 3) -> list[tu
     return [(table.names[index], column[index].item()) for index in known[:count]]
 
 
-def wins(ours: FrameTable, theirs: FrameTable) -> dict[str, tuple[int, int]]:
+def count_better_frames(ours: FrameTable, theirs: FrameTable) -> dict[str, tuple[int, int]]:
     """Counts for each metric on how many frames either of two networks is better.
 
     Args:

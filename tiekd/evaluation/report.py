@@ -8,7 +8,7 @@ from tiekd.evaluation.compare import Result
 from tiekd.evaluation.evaluate import EvaluationProtocol
 
 
-def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
+def report_texts(results: Mapping[str, Result], protocol: EvaluationProtocol) -> list[str]:
     """Returns the report of an evaluation of one or several networks, as a list of texts.
 
     Args:
@@ -19,7 +19,7 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
     last = list(results)[-1]
     result = results[last]
     compared = "ground truth" if protocol.reference is None else "teacher's depth"
-    said = [
+    texts = [
         "\n".join([protocol_lines(protocol, result), *trained_on_lines(results)]),
         comparison_table({name: each.metrics for name, each in results.items()}),
         f"By range of the {compared}, mean over pixels; bias below 0 is predicted too near:\n"
@@ -27,10 +27,10 @@ def everything(results: Mapping[str, Result], protocol: EvaluationProtocol) -> l
     ]
     edges = [f"{name}: {each.edges}" for name, each in results.items() if each.edges is not None]
     if edges:
-        said.append("\n".join(edges))
+        texts.append("\n".join(edges))
     if len(results) > 1:
-        said.append(duels_table(results))
-    return [*said, worst_lines(last, result)] if any(result.frames.pixels) else said
+        texts.append(pairwise_table(results))
+    return [*texts, worst_lines(last, result)] if any(result.frames.pixels) else texts
 
 
 def protocol_lines(protocol: EvaluationProtocol, result: Result) -> str:
@@ -105,18 +105,18 @@ def ranges_table(results: Mapping[str, Result]) -> str:
     lines = [f"{head}  {'bias, m':>8}  {'abs_rel':>8}  {'rmse, m':>8}"]
     for label, result in results.items():
         for row in result.ranges:
-            place = f"{row.from_m:g} - {row.to_m:g}"
+            bounds = f"{row.from_m:g} - {row.to_m:g}"
             figures = (
                 f"{row.bias_m:+8.3f}  {row.abs_rel:8.4f}  {row.rmse_m:8.3f}"
                 if row.pixels
                 else "no pixel"
             )
-            lines.append(f"{label:{width}}  {place:>13}  {row.pixels:>11}  {figures:>8}")
+            lines.append(f"{label:{width}}  {bounds:>13}  {row.pixels:>11}  {figures:>8}")
             label = ""  # show a network's name only in the first of its rows
     return "\n".join(lines)
 
 
-def duels_table(results: Mapping[str, Result]) -> str:
+def pairwise_table(results: Mapping[str, Result]) -> str:
     """Returns one text table for each network but the last, which compares the last one with it.
 
     A table has, for each metric, the last network's value minus the other's, the number of frames
@@ -130,13 +130,13 @@ def duels_table(results: Mapping[str, Result]) -> str:
     blocks = []
     for other in others:
         theirs = results[other]
-        counts = per_frame.wins(ours.frames, theirs.frames)
+        counts = per_frame.count_better_frames(ours.frames, theirs.frames)
         rows = {
             f"{last} - {other}": [
                 f"{ours.metrics[n] - theirs.metrics[n]:+8.4f}" for n in metrics.METRIC_NAMES
             ],
-            f"frames where {last} is better": [f"{won:8}" for won, _ in counts.values()],
-            f"frames where {other} is better": [f"{lost:8}" for _, lost in counts.values()],
+            f"frames where {last} is better": [f"{better:8}" for better, _ in counts.values()],
+            f"frames where {other} is better": [f"{worse:8}" for _, worse in counts.values()],
         }
         width = max(map(len, rows))
         lines = [f"{label:{width}}  {'  '.join(row)}" for label, row in rows.items()]

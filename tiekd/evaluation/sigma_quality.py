@@ -45,7 +45,7 @@ class SigmaFrame(NamedTuple):
     depth: np.ndarray
 
 
-class Interval(NamedTuple):
+class MeanInterval(NamedTuple):
     """A mean over images with its 95 % interval.
 
     Attributes:
@@ -76,7 +76,7 @@ class RangeFactor(NamedTuple):
     to_m: float
     depth_m: float
     pixels: int
-    factor: Interval
+    factor: MeanInterval
     covered: float
 
 
@@ -101,10 +101,10 @@ class SigmaFigures(NamedTuple):
     """
 
     frames: int
-    correlation: Interval
-    at_depth: Interval
-    of_depth: Interval
-    gain: Interval
+    correlation: MeanInterval
+    at_depth: MeanInterval
+    of_depth: MeanInterval
+    gain: MeanInterval
     curve: np.ndarray
     oracle: np.ndarray
     ranges: list[RangeFactor]
@@ -126,8 +126,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
         The measurements. If no image has enough pixels, they are NaN, and `ranges` is empty.
     """
     draw = np.random.default_rng(0)
-    frames = [_thinned(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
-    rows = np.array([_orders(frame) for frame in frames]).reshape(-1, 3)
+    frames = [_subsampled(frame, draw) for frame in frames if len(frame.sigma) >= MIN_PIXELS]
+    rows = np.array([_rank_correlations(frame) for frame in frames]).reshape(-1, 3)
     curves = np.array([sparsification(frame.sigma, frame.error) for frame in frames])
     oracles = np.array([sparsification(frame.error, frame.error) for frame in frames])
     curves, oracles = curves.reshape(-1, _STEPS), oracles.reshape(-1, _STEPS)
@@ -148,8 +148,8 @@ def measure(frames: Sequence[SigmaFrame], max_depth_m: float) -> SigmaFigures:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Returns Spearman's rank correlation; 0 if all values of one vector are equal.
 
-    Equal values get the mean of their ranks. In `teacher_audit.shape.rank_correlation` they get
-    different ranks, so it isn't used here: a constant sigma could correlate by chance.
+    Equal values get the mean of their ranks. `teacher_audit.shape.rank_correlation_by_position`
+    gives them different ranks, so it isn't used here: a constant sigma could correlate by chance.
 
     Args:
         first: (N,).
@@ -195,7 +195,7 @@ def sparsification(order: np.ndarray, error: np.ndarray) -> np.ndarray:
     return means[left - 1] / means[-1] if means[-1] > 0 else np.ones(_STEPS)
 
 
-def _orders(frame: SigmaFrame) -> tuple[float, float, float]:
+def _rank_correlations(frame: SigmaFrame) -> tuple[float, float, float]:
     of_sigma = rank_correlation(frame.sigma, frame.error)
     of_depth = rank_correlation(frame.depth, frame.error)
     both = rank_correlation(frame.sigma, frame.depth)
@@ -242,14 +242,14 @@ def _factors(
                 high,
                 float(np.median(depth)),
                 len(sigma),
-                Interval(factor, *map(float, np.quantile(factors, (0.025, 0.975)))),
+                MeanInterval(factor, *map(float, np.quantile(factors, (0.025, 0.975)))),
                 float((error <= factor * sigma).mean()),
             )
         )
     return found
 
 
-def _thinned(frame: SigmaFrame, draw: np.random.Generator) -> SigmaFrame:
+def _subsampled(frame: SigmaFrame, draw: np.random.Generator) -> SigmaFrame:
     frame = SigmaFrame(*(np.asarray(values, np.float64) for values in frame))
     if len(frame.sigma) <= _MAX_PIXELS:
         return frame
@@ -262,11 +262,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[group]
 
 
-def _interval(values: np.ndarray, chosen: np.ndarray) -> Interval:
+def _interval(values: np.ndarray, chosen: np.ndarray) -> MeanInterval:
     if not len(values):
-        return Interval(np.nan, np.nan, np.nan)
+        return MeanInterval(np.nan, np.nan, np.nan)
     low, high = np.quantile(values[chosen].mean(1), (0.025, 0.975))
-    return Interval(float(values.mean()), float(low), float(high))
+    return MeanInterval(float(values.mean()), float(low), float(high))
 
 
 def _mean(curves: np.ndarray) -> np.ndarray:

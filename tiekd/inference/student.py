@@ -50,7 +50,7 @@ class Reading(NamedTuple):
     Attributes:
         depth: (B, 1, H, W) float32, metres.
         confidence: (B, 1, H, W) float32, 0 to 1, the probability that the true depth is within 10 %
-            of `depth` (`tiekd.models.confidence.BAND`); None if it wasn't requested.
+            of `depth` (`models.confidence.RELATIVE_TOLERANCE`); None if it wasn't requested.
         sigma: (B, 1, H, W) float32, metres, above 0, the root of the expected squared error of
             `depth`; None if it wasn't requested.
     """
@@ -351,7 +351,7 @@ class Student:
             (B, 1, H, W).
         """
         values = self.network.upsampled(values, features, size, smooth)
-        return readouts.on_image_grid(values, size, smooth)
+        return readouts.resize_to_image(values, size, smooth)
 
     def _focals_of_resized(
         self, focal: float | Sequence[float] | None, pixels: Tensor
@@ -480,7 +480,7 @@ def load_student(
         )
     # Build the network and load its tensors.
     if loaded is not None:
-        node = canonical.completed(node, state, path)
+        node = canonical.with_stored_factors(node, state, path)
     network = build_network(node)
     try:
         state_dicts.load_into(network, state_dicts.named_tensors(state))

@@ -130,7 +130,7 @@ def check_focal(node: Mapping, where: str = "network") -> None:
             )
 
 
-def completed(node: dict, state: Mapping, source: object) -> dict:
+def with_stored_factors(node: dict, state: Mapping, source: object) -> dict:
     """Returns a copy of a network node, with the `canonical_factors` stored in its weights file.
 
     The node itself is returned if it has no `canonical_focal`, or if the weights are published

@@ -9,10 +9,10 @@ below 1 narrows them, and T = 1 leaves them as trained. The predicted depth d is
 T doesn't change it. Within a bin from a_k to b_k the probability q_k is spread evenly. Then
 
     sigma      = sqrt(sum_k q_k (((a_k + b_k) / 2 - d)^2 + (b_k - a_k)^2 / 12))
-    confidence = sum_k q_k max(0, min(b_k, d + BAND d) - max(a_k, d - BAND d)) / (b_k - a_k)
+    confidence = sum_k q_k max(0, min(b_k, d + r d) - max(a_k, d - r d)) / (b_k - a_k)
 
 Sigma is the root of the expected squared error of d. Confidence is the probability that the true
-depth is between (1 - BAND) d and (1 + BAND) d, with BAND = 0.1. bin/calibrate.py fits T on
+depth is between (1 - r) d and (1 + r) d, with r = RELATIVE_TOLERANCE. bin/calibrate.py fits T on
 validation frames. A single T can't correct the order of the pixels' sigmas. Nor can it correct
 distributions that are too wide at small depths and too narrow at large ones: a head that is trained
 with a Gaussian target of half a metre predicts about that width even where its error is smaller.
@@ -42,12 +42,12 @@ from tiekd import console
 from tiekd.errors import CheckpointError
 from tiekd.files import instead_of_file
 from tiekd.models.network import Network
-from tiekd.models.readout import in_strips, on_image_grid
+from tiekd.models.readout import in_strips, resize_to_image
 
 KEY = "confidence"  # the record's key in a weights file
 # Confidence is the probability that the true depth differs from the predicted depth by at most this
 # fraction of the predicted depth.
-BAND = 0.1
+RELATIVE_TOLERANCE = 0.1
 
 
 class Calibration(NamedTuple):
@@ -69,7 +69,7 @@ class Certainty(NamedTuple):
 
     Attributes:
         confidence: (B, 1, H, W) float32, 0 to 1, the probability that the true depth differs from
-            the predicted depth by at most BAND times the predicted depth.
+            the predicted depth by at most RELATIVE_TOLERANCE times the predicted depth.
         sigma: (B, 1, H, W) float32, metres, above 0, the root of the predicted depth's expected
             squared error.
     """
@@ -99,8 +99,8 @@ def tempered(probabilities: Tensor, temperature: float) -> Tensor:
 def certainty(probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: float) -> Tensor:
     """Computes confidence and sigma of each pixel, by plain torch operations that can be exported.
 
-    Confidence is the probability that the true depth differs from `depth` by at most BAND times
-    `depth`. Sigma is the root of the expected squared error of `depth`.
+    Confidence is the probability that the true depth differs from `depth` by at most
+    RELATIVE_TOLERANCE times `depth`. Sigma is the root of the expected squared error of `depth`.
 
     Args:
         probabilities: (B, K, h, w), summing to 1 over K, not tempered.
@@ -113,8 +113,8 @@ def certainty(probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: 
     """
     q = tempered(probabilities, temperature)
     low, high = (each.view(1, -1, 1, 1) for each in (edges[:-1], edges[1:]))
-    width, band = high - low, BAND * depth
-    inside = torch.minimum(high, depth + band) - torch.maximum(low, depth - band)
+    width, tolerance = high - low, RELATIVE_TOLERANCE * depth
+    inside = torch.minimum(high, depth + tolerance) - torch.maximum(low, depth - tolerance)
     confidence = (q * (inside.clamp_min(0) / width)).sum(1, keepdim=True)
     squares = ((low + high) / 2 - depth).square() + width.square() / 12
     sigma = (q * squares).sum(1, keepdim=True).sqrt()
@@ -157,7 +157,9 @@ def of_features(
         sigma = camera.to_metres(sigma, focal)
     return Certainty(
         *(
-            on_image_grid(network.upsampled(values, features, image_size), image_size, smooth=True)
+            resize_to_image(
+                network.upsampled(values, features, image_size), image_size, smooth=True
+            )
             for values in (confidence, sigma)
         )
     )
@@ -210,7 +212,7 @@ def read(weights: Path) -> Calibration | None:
     return of_content(content, weights) if isinstance(content, Mapping) else None
 
 
-def line(calibration: Calibration | None) -> str:
+def describe(calibration: Calibration | None) -> str:
     """Returns a line of text that states a student's temperature, or how to fit one.
 
     Args:

@@ -81,7 +81,7 @@ def check_features(
     where = f"{kind} ({type(part).__module__}.{type(part).__name__})"
     if not isinstance(features, list | tuple):
         raise RecipeError(
-            f"{where}: returned {_described(features)}; it must be a list of {len(strides)} "
+            f"{where}: returned {_describe(features)}; it must be a list of {len(strides)} "
             "features, fine to coarse"
         )
     if len(features) != len(strides):
@@ -96,7 +96,7 @@ def check_features(
         wanted = (count, channels, -(-height // stride), -(-width // stride))
         if not isinstance(feature, Tensor) or tuple(feature.shape) != wanted:
             raise RecipeError(
-                f"{where}: feature {level} is {_described(feature)}; it must be {wanted}, for it "
+                f"{where}: feature {level} is {_describe(feature)}; it must be {wanted}, for it "
                 f"states {channels} channels at stride {stride} of an image of {height}x{width} "
                 "(sizes are rounded up)"
             )
@@ -137,5 +137,5 @@ def _stated(part: nn.Module, name: str, where: str) -> list[int]:
     return list(values)
 
 
-def _described(value) -> str:
+def _describe(value) -> str:
     return f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

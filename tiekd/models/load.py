@@ -73,7 +73,7 @@ def load_network(
     node = recipe.get("network")
     if node:
         state = state_dicts.read_checkpoint(path)
-        node = canonical.completed(node, state, path)
+        node = canonical.with_stored_factors(node, state, path)
     network = build_network(node)
     # Load the weights; if tensors don't fit, prefix the error with the file's name.
     try:

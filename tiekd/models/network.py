@@ -13,8 +13,8 @@ from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.models.canonical import Canonical
 from tiekd.models.contract import check_features
-from tiekd.models.layers.batch_norm import counting_only
-from tiekd.models.readout import on_image_grid
+from tiekd.models.layers.batch_norm import statistics_of
+from tiekd.models.readout import resize_to_image
 
 # Pattern of torch's error messages of batch, group and instance norms that get a single value per
 # channel.
@@ -119,7 +119,7 @@ class Network(nn.Module):
             size = image.shape[2], image.shape[3]
             return self.read(self.features(image), size, target_depth, focal)
         try:
-            with counting_only(counted):
+            with statistics_of(counted):
                 return self.read(
                     self.features(image), (image.shape[2], image.shape[3]), target_depth
                 )
@@ -153,7 +153,9 @@ class Network(nn.Module):
         depth, divergence, bin_centres = self.head(features, image_size, target_depth)
         if not self.training:
             depth = self.in_metres(depth, focal)
-        depth = on_image_grid(self.upsampled(depth, features, image_size), image_size, smooth=True)
+        depth = resize_to_image(
+            self.upsampled(depth, features, image_size), image_size, smooth=True
+        )
         return Prediction(depth, divergence, bin_centres)
 
     def upsampled(
@@ -175,7 +177,7 @@ class Network(nn.Module):
         Returns:
             (B, 1, H, W). If the head has no such weights, i.e. no module `upsampling`, `values`
             itself, (B, 1, h, w), which the caller has to resize by
-            `tiekd.models.readout.on_image_grid`.
+            `tiekd.models.readout.resize_to_image`.
         """
         upsampling = getattr(self.head, "upsampling", None)
         if upsampling is None:

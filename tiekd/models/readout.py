@@ -109,7 +109,7 @@ def in_strips(
     return torch.stack(images)
 
 
-def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+def resize_to_image(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
     """Resizes a map of one value per pixel of a head's output to the size of the input image.
 
     The centres of the corner pixels of map and image are aligned.
@@ -125,11 +125,11 @@ def on_image_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor
     """
     if tuple(values.shape[2:]) == tuple(size):
         return values
-    return spread_on_grid(values, size, smooth)
+    return resize_for_export(values, size, smooth)
 
 
-def spread_on_grid(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
-    """Resizes a map as `on_image_grid` does, with aligned corners, but without an `if` on sizes.
+def resize_for_export(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+    """Resizes a map as `resize_to_image` does, with aligned corners, but without an `if` on sizes.
 
     A graph that is traced from this function, e.g. for ONNX, is therefore valid for any size.
 

@@ -3,8 +3,8 @@
 The half-width between the quantiles at 16 and 84 % is the standard deviation if the distribution is
 a Gaussian, and ignores rare far bins, which would dominate a variance. A DPM head is trained with a
 Gaussian of a given sigma as its target, so its distribution has that width even where the depth is
-certain. `Spread` subtracts this certain width: the variances of independent causes add up, so
-sigma^2 = width^2 - certain width^2. The rule is exact for Gaussians and approximate for
+certain. `Spread` subtracts the target's width: the variances of independent causes add up, so
+sigma^2 = width^2 - target width^2. The rule is exact for Gaussians and approximate for
 distributions of other shapes. `Spread` can also divide a distribution into its modes (separate
 peaks), and give depth and sigma of each.
 
@@ -28,7 +28,7 @@ from tiekd.kernels.reference import cell_target
 from tiekd.kernels.target import bin_centres
 from tiekd.models.heads.adabins import AdaBins
 from tiekd.models.heads.dpm import Dpm
-from tiekd.models.readout import in_strips, on_image_grid, read_out
+from tiekd.models.readout import in_strips, read_out, resize_to_image
 
 # The levels of the two quantiles: a Gaussian's probabilities below mean - sigma and below mean +
 # sigma.
@@ -105,7 +105,7 @@ def largest_modes(probabilities: Tensor, edges: Tensor, count: int) -> Modes:
     return Modes(*(torch.where(weight >= _LEAST, values, 0) for values in found))
 
 
-def certain_widths(
+def target_widths(
     edges: Tensor, sigma: float, target: str, width: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Returns the width of a DPM head's training target, for a target depth in each of the bins.
@@ -128,21 +128,23 @@ def certain_widths(
     return width(distribution, edges).flatten()
 
 
-def without_certain(width: Tensor, depth: Tensor, certain: Tensor, edges: Tensor) -> Tensor:
-    """Subtracts from widths the width that a certain depth would have: sqrt(width^2 - certain^2).
+def subtract_target_width(
+    width: Tensor, depth: Tensor, target_width: Tensor, edges: Tensor
+) -> Tensor:
+    """Subtracts the training target's width from widths: sqrt(width^2 - target_width^2).
 
     Args:
         width: (B, M, h, w), metres.
         depth: (B, M, h, w), the depth to which each width belongs, metres.
-        certain: (K,), the certain width for a depth in each of K bins, as `certain_widths` returns
-            it.
+        target_width: (K,), the width of the target for a depth in each of K bins, as
+            `target_widths` returns it.
         edges: (K + 1,), edges of the bins, metres.
 
     Returns:
-        (B, M, h, w), metres, 0 where the distribution is narrower than a certain one.
+        (B, M, h, w), metres, 0 where the distribution is narrower than the target.
     """
-    index = (torch.searchsorted(edges, depth.contiguous()) - 1).clamp_(0, len(certain) - 1)
-    return (width.square() - certain[index].square()).clamp_min_(0).sqrt_()
+    index = (torch.searchsorted(edges, depth.contiguous()) - 1).clamp_(0, len(target_width) - 1)
+    return (width.square() - target_width[index].square()).clamp_min_(0).sqrt_()
 
 
 class Spread:
@@ -161,10 +163,10 @@ class Spread:
 
     def __init__(self, head: Dpm | AdaBins, modes: int = 0):
         self.head, self.modes = head, modes
-        self._certain = None
+        self._target_widths = None
 
     @staticmethod
-    def is_in(head: torch.nn.Module) -> bool:
+    def supports(head: torch.nn.Module) -> bool:
         """Returns True if a head predicts distributions over bins, as `Dpm` and `AdaBins` do."""
         return isinstance(head, Dpm | AdaBins)
 
@@ -195,16 +197,16 @@ class Spread:
             # both have their edges at the same pixels.
             fine = [upsampling(each, features, smooth) for each in packed.split(1, dim=1)]
             packed = torch.cat(fine, dim=1)[:, :, : size[0], : size[1]]
-        packed = on_image_grid(packed, size, smooth)
+        packed = resize_to_image(packed, size, smooth)
         return Modes(*packed.chunk(3, dim=1))
 
     def _packed_of_dpm(self, probabilities: Tensor) -> Tensor:
         edges = self.head.edges
         depth, width, weight = self._read(probabilities, edges).chunk(3, dim=1)
-        if self._certain is None or self._certain.device != edges.device:
-            read = self._width_of_certain
-            self._certain = certain_widths(edges, self.head.sigma, self.head.target, read)
-        sigma = without_certain(width, depth, self._certain, edges)
+        if self._target_widths is None or self._target_widths.device != edges.device:
+            read = self._width_of_target
+            self._target_widths = target_widths(edges, self.head.sigma, self.head.target, read)
+        sigma = subtract_target_width(width, depth, self._target_widths, edges)
         return torch.cat((depth, sigma, weight), dim=1)
 
     def _packed_of_adabins(self, features: Tensor) -> Tensor:
@@ -222,7 +224,7 @@ class Spread:
         depth = read_out(probabilities, bin_centres(edges), "mean")
         return torch.cat((depth, half_width(probabilities, edges), torch.ones_like(depth)), dim=1)
 
-    def _width_of_certain(self, probabilities: Tensor, edges: Tensor) -> Tensor:
+    def _width_of_target(self, probabilities: Tensor, edges: Tensor) -> Tensor:
         if self.modes:
             return largest_modes(probabilities, edges, 1).sigma
         return half_width(probabilities, edges)

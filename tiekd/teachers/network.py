@@ -82,7 +82,7 @@ class FrozenTeacher:
             prepare_bf16(self.network)
         self.sigma, self.spread = options_of(sigma), None
         if self.sigma is not None:
-            has_bins = Spread.is_in(network.head)
+            has_bins = Spread.supports(network.head)
             self.sigma.check_source(("flip", "own") if has_bins else ("flip",), flip)
             if self.sigma.source == "own":
                 self.spread = Spread(network.head, self.sigma.modes)

@@ -32,7 +32,7 @@ from tiekd.distributed import process_group
 from tiekd.errors import DataError, TeacherError
 from tiekd.evaluation.teacher_audit import report, verdict
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
-from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.evaluation.teacher_audit.observe import ChangedImages, Observer
 from tiekd.evaluation.teacher_audit.verdict import Verdict
 from tiekd.files import claim_folder
 from tiekd.teachers.stereo import StereoTeacher
@@ -77,7 +77,7 @@ def observer_of(
             option = "--split val" if args.split == "val" else "--checkpoint"
             raise TeacherError(f"{option}: not for cached maps ({node.where}.maps); leave it out")
         frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
-        map_index, questions = teachers.map_index_of(index), Questions()
+        map_index, changed_images = teachers.map_index_of(index), ChangedImages()
         with errors_of(node.where):
             teacher = build_teacher(node.own_section, device, map_index=map_index)
     else:
@@ -87,11 +87,11 @@ def observer_of(
         with errors_of(node.where):
             plain = audit_sigma.without_sigma(settings)
             teacher = build_teacher(plain, device, settings.resize, recipe.max_depth_m)
-        questions = Questions(swapped=True, covered=True, changed=True)
+        changed_images = ChangedImages(swapped=True, covered=True, changed=True)
         if isinstance(teacher, StereoTeacher):
             # Run a stereo teacher on unchanged images only. It reads the image files itself, so
             # changes of the image tensor would have no effect.
-            questions = Questions()
+            changed_images = ChangedImages()
             for line in teacher.check_frames(listed_frames(frames)):
                 print(line)
     return Observer(
@@ -100,7 +100,7 @@ def observer_of(
         recipe.max_depth_m,
         device,
         getattr(teacher, "resize", OWN_SIZE),
-        questions,
+        changed_images,
         lambda index: other_focals(frames, index, args.focal),
     )
 

@@ -208,10 +208,10 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
         )
         for reference in references
     )
-    pixels = calibration_pixels.for_fit(on_fitted, parts[0], sys.stderr)
+    pixels = calibration_pixels.sample_for_fit(on_fitted, parts[0], sys.stderr)
     temperature = calibration.fit_temperature(*pixels)
-    seen = calibration_pixels.for_report(on_reported, parts[1], (1.0, temperature), sys.stderr)
-    before, after = map(calibration.figures, seen)
+    seen = calibration_pixels.measure_pixels(on_reported, parts[1], (1.0, temperature), sys.stderr)
+    before, after = map(calibration.measure_calibration, seen)
     worse = [
         name for name in ("nll", "calibration_error", "sigma_error") if after[name] > before[name]
     ]
@@ -221,7 +221,7 @@ def _measure(found: _Run, frames: Dataset, remarks: list[str]) -> dict:
     return {
         "temperature": temperature,
         "criterion": calibration.CRITERION,
-        "band": confidence.BAND,
+        "band": confidence.RELATIVE_TOLERANCE,
         "against": against,
         "reference": name,
         **({"data_set": found.data_set} if found.data_set else {}),

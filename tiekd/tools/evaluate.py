@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     flip = recipe.evaluation.flip
     device = process_group.start_rank()
     named = [*map(compare.recipe_and_checkpoint, args.against), (args.recipe, args.checkpoint)]
-    networks = compare.entrants(named, args.overrides, flip, device)
+    networks = compare.load_networks(named, args.overrides, flip, device)
     # Read the teacher's maps instead of requiring ground truth if evaluations compare with the
     # teacher.
     scores_teacher = recipe.scores_teacher
@@ -50,11 +50,11 @@ def run(args: argparse.Namespace) -> None:
     loading = recipe.loading
     frames = build_dataset(data, args.split, as_evaluated=True)
     check_same({"evaluation": frames})
-    for name, entrant in networks.items():
+    for name, network in networks.items():
         key = f"data.resize of {name}"
-        least_size.check_frames(frames, entrant.resize, entrant.least_side, key)
-        if entrant.needs_focal:
-            require_focals(frames, entrant.resize, args.split)
+        least_size.check_frames(frames, network.resize, network.least_side, key)
+        if network.needs_focal:
+            require_focals(frames, network.resize, args.split)
     # Refuse validation frames that one of the networks was trained on before the networks run.
     seen = compare.overlaps(networks, frames)
     if args.split == "val" and not args.on_trained:
@@ -79,37 +79,39 @@ def run(args: argparse.Namespace) -> None:
         protocol = replace(protocol, reference=teacher_reference(recipe, frames, device))
     if comm.is_main():
         told = []
-        for name, entrant in networks.items():
-            told.append(f"{name}: {entrant.weights}")
-            told += learned_from.lines(entrant.teachers)
+        for name, network in networks.items():
+            told.append(f"{name}: {network.weights}")
+            told += learned_from.lines(network.teachers)
         told += [
             f"{name} sees images at {each.resize}"
             for name, each in networks.items()
             if each.resize.mode
         ]
         print("\n".join(told + remarks), flush=True)
-    entrants = dict(networks)
+    predictors = dict(networks)
     if args.mean_map:
         training = build_dataset(data, "train", as_evaluated=True)
-        entrants = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
+        predictors = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
     # Evaluate each network; with --show-dir, write images of the last network's predictions.
     results = {}
-    for name, entrant in entrants.items():
-        shown = args.show_dir is not None and name == list(entrants)[-1]
+    for name, predictor in predictors.items():
+        shown = args.show_dir is not None and name == list(predictors)[-1]
         watcher = frame_pictures.FramePictures(
             args.show_dir,
             len(frames),
             protocol.max_depth,
-            entrant.resize,
+            predictor.resize,
             "teacher" if scores_teacher else "ground truth",
         )
         watchers = [watcher] if shown else []
-        result = compare.evaluate(entrant, frames, protocol, device, loading, sys.stderr, watchers)
+        result = compare.evaluate(
+            predictor, frames, protocol, device, loading, sys.stderr, watchers
+        )
         results[name] = result._replace(overlap=seen.get(name))
     # Print and write the report on rank 0.
     if not comm.is_main():
         return
-    print("\n\n".join(report.everything(results, protocol)))
+    print("\n\n".join(report.report_texts(results, protocol)))
     if args.out:
         files.replace_text(
             args.out, json.dumps(compare.as_json(results, protocol), indent=1) + "\n"
@@ -119,8 +121,8 @@ def run(args: argparse.Namespace) -> None:
         label = protocol.reference.label if scores_teacher else ""
         per_frame.write_csv(args.per_image, tables, label)
     if args.panel:
-        predictors = {name: entrant.depth_of for name, entrant in networks.items()}
-        panel.write_panel(args.panel, frames, predictors, protocol.max_depth, device)
+        depth_functions = {name: network.depth_of for name, network in networks.items()}
+        panel.write_panel(args.panel, frames, depth_functions, protocol.max_depth, device)
     for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
         print(f"Written: {path}")
 

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, version: str) -> None:
     export.check(network, settings, args.out)
     print(f"Working resolution: {export.working_resolution(settings)}")
     if settings.confidence:
-        print(confidence.line(settings.calibration))
+        print(confidence.describe(settings.calibration))
     print(f"Tried on: {len(frames)} of {origin}")
     # Write the file and compare it with the network on a few images.
     least = export.least_side(network, settings) if settings.dynamic else None

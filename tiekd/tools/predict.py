@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
     for line in learned_from.lines(learned_from.read(weights)):
         print(line)
     if args.confidence:
-        print(confidence.line(calibration))
+        print(confidence.describe(calibration))
     print(f"Working resolution: {resize}")
     print(f"Depth: {asked.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)

@@ -19,7 +19,7 @@ from tiekd.evaluation.agreement import (
     EdgeFigures,
     EdgeRows,
     Reference,
-    figures_of,
+    errors_by_name,
 )
 from tiekd.evaluation.compare import Result
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
@@ -260,7 +260,7 @@ class Evaluation(Hook):
         ranges = range_figures(table.sums, self.protocol_of(validated).cap)
         by_range = ranges_table({"student": Result(None, figures, ranges, table)})
         text = f"By range of the teacher's depth, mean over pixels:\n{by_range}\n{edges}"
-        return Agreement(validated.reference.label, figures_of(ranges, edges), text)
+        return Agreement(validated.reference.label, errors_by_name(ranges, edges), text)
 
     def _keep_if_best(self, weights: dict, state) -> str | None:
         """Saves the weights if the metric `settings.save_best` is the best so far.

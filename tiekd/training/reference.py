@@ -60,8 +60,8 @@ def _combined_for_whole_images(
 ) -> Mixture | Average:
     """Returns a copy of a combination of teachers that is called for whole images.
 
-    In place of each teacher the copy calls the teacher's reference. So it is called with a `Views`,
-    a dict that has the batch of images at each size that a reference needs.
+    In place of each teacher the copy calls the teacher's reference. So it is called with a
+    `BatchByResize`, a dict that has the batch of images at each size that a reference needs.
 
     Args:
         teacher: The combination of teachers.

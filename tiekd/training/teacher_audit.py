@@ -21,7 +21,7 @@ from tiekd.data.resize import Resize
 from tiekd.distributed import comm
 from tiekd.errors import TeacherError
 from tiekd.evaluation.teacher_audit import verdict
-from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.evaluation.teacher_audit.observe import ChangedImages, Observer
 from tiekd.teachers.mixture import Teacher, members_of
 from tiekd.training.mixed_data import prefix_lines
 from tiekd.training.settings import SetRecipe
@@ -153,8 +153,8 @@ def audit(
     # Call the teacher for changed images only if it computes its depth from images, and not if its
     # maps are stored or it reads files itself.
     sees = node.maps is None and not getattr(teacher, "reads_files", False)
-    questions = Questions(swapped=sees, covered=sees)
-    observer = Observer(teacher, frames, max_depth_m, device, resize, questions)
+    changed_images = ChangedImages(swapped=sees, covered=sees)
+    observer = Observer(teacher, frames, max_depth_m, device, resize, changed_images)
     with errors_of(where):
         observed = observer.observe(NUM_FRAMES)
     more_of_it = f"{console.command('audit_teacher')} RECIPE"

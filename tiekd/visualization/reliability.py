@@ -16,7 +16,7 @@ def picture(before: dict, after: dict) -> np.ndarray:
 
     Args:
         before: The measured calibration with temperature 1, a dict as
-            `evaluation.calibration.figures` returns it.
+            `evaluation.calibration.measure_calibration` returns it.
         after: The same with the fitted temperature.
 
     Returns:

@@ -272,6 +272,8 @@ def test_export_tells_of_the_licence(student, tmp_path, capsys):
 
 
 def test_evaluation_reads_the_record(student):
-    """An entrant of an evaluation has the record of its weights."""
-    (found,) = compare.entrants([(student.recipe, str(student.weights))], [], False, CPU).values()
+    """A network that is to be evaluated has the record of its weights."""
+    (found,) = compare.load_networks(
+        [(student.recipe, str(student.weights))], [], False, CPU
+    ).values()
     assert found.teachers == [DEPTH_PRO]

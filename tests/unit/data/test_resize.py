@@ -19,7 +19,7 @@ from tiekd.data.loading.sampler import size_groups
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample
 from tiekd.errors import DataError, RecipeError
-from tiekd.models.layers.batch_norm import BatchNorm2d, counting_only
+from tiekd.models.layers.batch_norm import BatchNorm2d, statistics_of
 
 PLAIN = Augment(rotate_p=0.0, flip_p=0.0, colour_p=0.0)
 
@@ -392,14 +392,14 @@ def test_batch_norm_ignores_padding():
     counted[:, :, 2:22] = True
     padded = torch.where(counted, padded, 50.0)
     ours, plain = BatchNorm2d(3), nn.BatchNorm2d(3)
-    with counting_only(counted):
+    with statistics_of(counted):
         found = ours(padded)
     wanted = plain(padded[:, :, 2:22])
     assert torch.allclose(found[:, :, 2:22], wanted, atol=1e-5)
     for name, value in plain.state_dict().items():
         assert torch.allclose(ours.state_dict()[name].double(), value.double(), atol=1e-5), name
     ours.eval()
-    with counting_only(counted):
+    with statistics_of(counted):
         assert torch.equal(ours(padded), ours(padded.clone()))
     assert (ours(padded)[:, :, 0] > 10).all()  # nothing counts any more
 
@@ -409,7 +409,7 @@ def test_batch_norm_counts_feature_by_centre():
     counted = torch.zeros(1, 1, 24, 30, dtype=torch.bool)
     counted[:, :, 4:20] = True
     x = torch.randn(1, 2, 6, 10, generator=torch.Generator().manual_seed(0))
-    with counting_only(counted):
+    with statistics_of(counted):
         BatchNorm2d(2)(x)
         found = BatchNorm2d(2)
         found(x)
@@ -444,11 +444,11 @@ def test_batch_norm_all_padding_counts_everything():
         counted = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
         counted[:few, :, 2, 2] = True
         ours, plain = BatchNorm2d(3), nn.BatchNorm2d(3)
-        with counting_only(counted):
+        with statistics_of(counted):
             assert torch.allclose(ours(x), plain(x), atol=1e-5)
         assert torch.allclose(ours.running_var, plain.running_var, atol=1e-6)
     with (
-        counting_only(torch.ones(1, 1, 8, 8, dtype=torch.bool)),
+        statistics_of(torch.ones(1, 1, 8, 8, dtype=torch.bool)),
         pytest.raises(ValueError, match="more than 1 value"),
     ):
         BatchNorm2d(3)(torch.randn(1, 3, 1, 1))
@@ -461,7 +461,7 @@ def test_batch_norm_ignores_nonfinite_padding():
     counted = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     counted[:, :, 0] = False
     norm = BatchNorm2d(3)
-    with counting_only(counted):
+    with statistics_of(counted):
         assert norm(x)[:, :, 1:].isfinite().all()
     assert norm.running_mean.isfinite().all()
     assert norm.running_var.isfinite().all()

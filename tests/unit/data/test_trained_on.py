@@ -112,17 +112,17 @@ def test_large_record_is_thinned_and_estimated(monkeypatch):
     assert torch.equal(merged.hashes, record.hashes)
 
 
-def entrant(record):
-    return compare.Entrant(lambda image: image[:, :1] + 9, None, record)
+def predictor(record):
+    return compare.EvaluatedPredictor(lambda image: image[:, :1] + 9, None, record)
 
 
 def test_evaluation_warns_or_refuses_trained_frames(tmp_path):
     """An evaluation warns of frames that were trained on and is refused if all were."""
     record, val = trained_on.trained_on(frames(tmp_path / "a", 2)), frames(tmp_path / "a", 5)
     networks = {
-        "part": entrant(record),
-        "unknown": entrant(None),
-        "other": entrant(TrainedOn(torch.tensor([1]))),
+        "part": predictor(record),
+        "unknown": predictor(None),
+        "other": predictor(TrainedOn(torch.tensor([1]))),
     }
     seen = compare.overlaps(networks, val)
     assert seen == {"part": Overlap(2, 5), "unknown": None, "other": Overlap(0, 5)}
@@ -134,7 +134,7 @@ def test_evaluation_warns_or_refuses_trained_frames(tmp_path):
         )
         for name, each in networks.items()
     }
-    said = report.everything(results, protocol)[0].splitlines()
+    said = report.report_texts(results, protocol)[0].splitlines()
     assert said[2:] == ["Warning: part: 2 of 5 frames were trained on"]
     plain = compare.as_json(results, protocol)["networks"]
     assert [plain[name]["frames_trained_on"] for name in networks] == [2, None, 0]
@@ -145,12 +145,12 @@ def test_evaluation_warns_or_refuses_trained_frames(tmp_path):
         compare.refuse_trained_on(seen, networks)
 
 
-def test_entrants_load_record_of_weights_file(tmp_path):
+def test_load_networks_reads_record_of_weights_file(tmp_path):
     """Networks in an evaluation have the record of their weights file."""
     record = trained_on.trained_on(frames(tmp_path / "a", 2))
     state = build_network(NETWORK).state_dict()
     weights_file.write_weights(tmp_path / "w.pth", state, NETWORK, 0, **as_plain(record))
-    (found,) = compare.entrants(
+    (found,) = compare.load_networks(
         [(write_recipe(tmp_path), str(tmp_path / "w.pth"))], [], True, CPU
     ).values()
     assert torch.equal(found.trained_on.hashes, record.hashes)

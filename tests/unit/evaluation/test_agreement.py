@@ -110,8 +110,8 @@ def test_evaluate_without_maps_says_so():
 
 @pytest.fixture(scope="module")
 def result() -> compare.Result:
-    entrant = compare.Entrant(constant)
-    return compare.evaluate(entrant, Frames(), protocol(), CPU, Loading(workers=0), None)
+    predictor = compare.EvaluatedPredictor(constant)
+    return compare.evaluate(predictor, Frames(), protocol(), CPU, Loading(workers=0), None)
 
 
 def test_edges_of_maps_are_compared(result):
@@ -123,7 +123,7 @@ def test_edges_of_maps_are_compared(result):
     assert abs_rel == pytest.approx(sum(errors) / 6)
     # 6 m is between the two sides of 4 m and 9 m, and of 5 m and 9 m, but on the side of 6 m.
     assert mid_air == pytest.approx(2 / 3)
-    figures = agreement.figures_of(result.ranges, result.edges)
+    figures = agreement.errors_by_name(result.ranges, result.edges)
     assert figures["abs_rel_at_edges"] == abs_rel
     assert figures.keys() == {
         "abs_rel_0-20m",
@@ -137,7 +137,7 @@ def test_report_against_teacher_is_labelled(result, tmp_path):
     """Report, JSON and CSV say that the figures are agreement, and name the teacher."""
     label = f"{LABEL}; same sequence, optimistic"
     scored = protocol(name="cached maps in x", label=label)
-    text = "\n".join(report.everything({"student": result}, scored))
+    text = "\n".join(report.report_texts({"student": result}, scored))
     assert text.startswith(f"{label.upper()}: compared with cached maps in x\n3 val frames, ")
     assert "By range of the teacher's depth" in text
     assert "near edges of the teacher's depth: abs_rel" in text
@@ -156,7 +156,7 @@ def test_report_against_teacher_is_labelled(result, tmp_path):
 def test_report_against_ground_truth_is_unchanged(result):
     """Without a reference nothing speaks of agreement."""
     plain = replace(protocol(), reference=None)
-    text = "\n".join(report.everything({"student": result._replace(edges=None)}, plain))
+    text = "\n".join(report.report_texts({"student": result._replace(edges=None)}, plain))
     assert "agreement" not in text.lower()
     assert "figures_are" not in json.dumps(compare.as_json({"student": result}, plain))
 

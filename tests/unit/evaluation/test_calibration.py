@@ -77,9 +77,9 @@ def pixels(**changes) -> Pixels:
     return Pixels(**{**values, **changes})
 
 
-def test_figures_of_calibrated_pixels():
+def test_measure_calibration_of_calibrated_pixels():
     """Gaussian errors of the stated sigma, and events of the stated probability, fit."""
-    found = calibration.figures(pixels())
+    found = calibration.measure_calibration(pixels())
     assert found["calibration_error"] < 0.03
     assert found["sigma_error"] < 0.06
     assert found["within_1_sigma"] == pytest.approx(0.683, abs=0.02)
@@ -92,10 +92,10 @@ def test_figures_of_calibrated_pixels():
     json.dumps(found, allow_nan=False)
 
 
-def test_figures_see_a_wrong_scale():
+def test_measure_calibration_sees_a_wrong_scale():
     """Doubled sigmas and halved confidences are errors of half their size."""
     right = pixels()
-    found = calibration.figures(
+    found = calibration.measure_calibration(
         right._replace(sigma=2 * right.sigma, confidence=right.confidence / 2)
     )
     assert found["sigma_error"] == pytest.approx(0.5, abs=0.03)
@@ -105,7 +105,7 @@ def test_figures_see_a_wrong_scale():
 
 def test_calibration_error_by_hand():
     """The gap of each range of confidence counts with its pixels, also in a range's end."""
-    found = calibration.figures(
+    found = calibration.measure_calibration(
         pixels(
             confidence=np.repeat([1.0, 0.5], [3000, 1000]),
             within=np.repeat([True, False, True], [2400, 600, 1000]),
@@ -116,9 +116,9 @@ def test_calibration_error_by_hand():
     assert [(row["confidence"], row["share_within"]) for row in rows] == [(0.5, 1.0), (1.0, 0.8)]
 
 
-def test_figures_of_few_pixels_have_no_curves():
+def test_measure_calibration_of_few_pixels_has_no_curves():
     """Frames of less than 50 pixels give no curve, and figures stay plain JSON."""
     some = Pixels(*(values[:30] for values in pixels()))
-    found = calibration.figures(some)
+    found = calibration.measure_calibration(some)
     assert found["sparsification"]["area_by_sigma"] is None
     json.dumps(found, allow_nan=False)

@@ -11,7 +11,7 @@ from support.small_student import NETWORK, write_recipe
 
 from tiekd.data.loading.loader import Loading
 from tiekd.evaluation import compare
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings
 from tiekd.models.build import build_network
 from tiekd.workdir import weights_file
@@ -20,13 +20,13 @@ PROTOCOL = EvaluationProtocol(EvaluationSettings(crop="none", batch_size=2), 1e-
 
 
 def constant(depth):
-    return Entrant(
+    return EvaluatedPredictor(
         lambda image: image.new_full((len(image), 1, *image.shape[-2:]), depth), Path("x.pth")
     )
 
 
-def evaluated(entrant):
-    return compare.evaluate(entrant, Frames(), PROTOCOL, CPU, Loading(workers=0), None)
+def evaluated(predictor):
+    return compare.evaluate(predictor, Frames(), PROTOCOL, CPU, Loading(workers=0), None)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_recipe_and_checkpoint_colon_in_existing_path(tmp_path):
     assert compare.recipe_and_checkpoint(str(path)) == (str(path), None)
 
 
-def test_entrants_have_unique_names(tmp_path):
+def test_load_networks_gives_unique_names(tmp_path):
     """Networks get unique names, and overrides apply to the last network only."""
     recipe = write_recipe(tmp_path)
     wider = NETWORK | {"encoder": {"name": "mobilenet_v2", "width": 0.5}}
@@ -59,29 +59,29 @@ def test_entrants_have_unique_names(tmp_path):
         )
     a, b, wide = (str(tmp_path / f"{name}.pth") for name in ("a", "b", "wide"))
     named = [(recipe, a), (recipe, b), (recipe, b), (recipe, wide)]
-    found = compare.entrants(named, ["network.encoder.width=0.5"], True, CPU)
+    found = compare.load_networks(named, ["network.encoder.width=0.5"], True, CPU)
     assert list(found)[:2] == ["mine", "mine:b.pth"]
     assert len(found) == 4
-    assert [entrant.weights.name for entrant in found.values()] == [
+    assert [predictor.weights.name for predictor in found.values()] == [
         "a.pth",
         "b.pth",
         "b.pth",
         "wide.pth",
     ]
     image = torch.randn(1, 3, 32, 64)
-    first, second, again, last = (entrant.predict(image) for entrant in found.values())
+    first, second, again, last = (predictor.predict(image) for predictor in found.values())
     assert torch.equal(second, again)
     assert not torch.equal(first, second)
     assert last.shape == (1, 1, 32, 64)
 
 
-def test_entrants_saved_recipe_is_named_by_work_dir(tmp_path, monkeypatch):
+def test_load_networks_saved_recipe_is_named_by_work_dir(tmp_path, monkeypatch):
     """A network whose recipe is a run's config.yaml is named by the work dir."""
     (tmp_path / "my_run").mkdir()
     weights_file.write_weights(tmp_path / "x.pth", build_network(NETWORK).state_dict(), NETWORK, 0)
     Path(write_recipe(tmp_path)).rename(tmp_path / "my_run" / "config.yaml")
     monkeypatch.chdir(tmp_path / "my_run")
-    assert list(compare.entrants([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
+    assert list(compare.load_networks([("config.yaml", "../x.pth")], [], True, CPU)) == ["my_run"]
 
 
 def test_as_json_nonfinite_figures_are_null():
@@ -109,9 +109,9 @@ def test_as_json_nonfinite_figures_are_null():
     assert len(far["worst"]) == 3
     assert broken["metrics"]["abs_rel"] is None
     assert broken["ranges"][0]["rmse_m"] is None
-    duel = plain["against"]["far"]
-    assert duel["difference"]["abs_rel"] is None
-    assert (duel["frames_better"]["abs_rel"], duel["frames_worse"]["abs_rel"]) == (0, 6)
+    pair = plain["against"]["far"]
+    assert pair["difference"]["abs_rel"] is None
+    assert (pair["frames_better"]["abs_rel"], pair["frames_worse"]["abs_rel"]) == (0, 6)
 
 
 def test_mean_map_ignores_image():

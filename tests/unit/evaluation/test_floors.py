@@ -87,9 +87,9 @@ def test_build_takes_images_of_any_size():
     depths = [torch.full((1, 48, 64), 5.0), torch.full((1, 96, 96), 5.0)]
     found = built(frames(*depths), frames(*depths))
     assert found.left_out == {}
-    assert tuple(found.entrants) == floors.NAMES
-    for entrant in found.entrants.values():
-        depth = entrant.predict(torch.zeros(2, 3, 30, 50))
+    assert tuple(found.predictors) == floors.NAMES
+    for predictor in found.predictors.values():
+        depth = predictor.predict(torch.zeros(2, 3, 30, 50))
         assert depth.shape == (2, 1, 30, 50)
         assert torch.allclose(depth, torch.full_like(depth, 5.0), rtol=4e-3)
 
@@ -104,7 +104,7 @@ def test_build_takes_training_depths_of_what_has_them():
     labelled = torch.full((1, 48, 64), 5.0)
     found = built(frames(None, labelled, torch.zeros(1, 48, 64)), frames(labelled))
     assert found.left_out == {}
-    assert found.entrants["training median"].predict(torch.zeros(1, 3, 4, 4))[0, 0, 0, 0] == (
+    assert found.predictors["training median"].predict(torch.zeros(1, 3, 4, 4))[0, 0, 0, 0] == (
         pytest.approx(5.0, rel=4e-3)
     )
 
@@ -112,7 +112,7 @@ def test_build_takes_training_depths_of_what_has_them():
 def test_build_leaves_out_floors_without_training_depths():
     """Without any ground truth of training frames the best constant is left, and the reason."""
     found = built(frames(None, torch.zeros(1, 48, 64)), frames(torch.full((1, 48, 64), 5.0)))
-    assert list(found.entrants) == ["best constant"]
+    assert list(found.predictors) == ["best constant"]
     assert list(found.left_out) == ["training median", "median map"]
     assert "no training frame has ground truth between" in found.left_out["median map"]
 

@@ -40,7 +40,7 @@ def shares(tables, seeds, frames, effect=0.05, sds=(0.02, 0.02, 0.02)):
         covered["seeds"] += found.over_seeds.low <= on_frames <= found.over_seeds.high
         covered["scenes"] += found.over_scenes.low <= on_seeds <= found.over_scenes.high
         covered["both"] += found.over_both.low <= effect <= found.over_both.high
-        covered["wins"] += found.is_resolved
+        covered["wins"] += found.is_significant
     return {name: count / tables for name, count in covered.items()}
 
 
@@ -101,8 +101,8 @@ def test_win_that_only_frames_support_is_not_resolved():
     assert found.over_frames.high < 0
     assert found.over_seeds.high < 0
     assert not found.over_scenes.excludes_zero
-    assert found.only_frames
-    assert not found.is_resolved
+    assert found.significant_over_frames_only
+    assert not found.is_significant
 
 
 def test_clear_win_is_resolved():
@@ -111,7 +111,7 @@ def test_clear_win_is_resolved():
     scenes = [f"scene{place % 6}" for place in range(30)]
     theirs = random.normal(0.3, 0.05, (3, 30))
     found = intervals.compare(theirs - 0.05 + random.normal(0, 0.005, (3, 30)), theirs, scenes)
-    assert found.is_resolved
+    assert found.is_significant
     assert found.difference == pytest.approx(-0.05, abs=0.005)
     assert found.p < 0.05
 
@@ -124,7 +124,7 @@ def test_compare_few_scenes_has_no_interval_over_them():
     found = intervals.compare(ours, theirs, scenes)
     assert found.over_seeds.excludes_zero
     assert found.over_scenes == intervals.NO_INTERVAL
-    assert not found.is_resolved
+    assert not found.is_significant
 
 
 def test_compare_weighs_scenes_equally_and_leaves_out_frames_without_truth():
@@ -142,7 +142,7 @@ def test_compare_infinite_figures_resolve_nothing():
     for theirs in (np.zeros((3, 6)), ours):
         found = intervals.compare(ours, theirs, scenes)
         assert math.isnan(found.difference)
-        assert not found.is_resolved
+        assert not found.is_significant
         assert found.p == 1.0
 
 

@@ -73,10 +73,10 @@ def test_worst_frames_have_largest_errors():
     assert per_frame.worst(table([math.nan])) == []
 
 
-def test_wins_by_metric_direction_without_ties():
-    """`wins` compares by each metric's direction; a tie counts for nobody."""
+def test_count_better_frames_by_metric_direction_without_ties():
+    """`count_better_frames` compares by each metric's direction; a tie counts for nobody."""
     ours, theirs = table([0.1, 0.2, 0.3, math.nan, 0.5]), table([0.2, 0.1, 0.3, 0.1, 0.6])
-    won = per_frame.wins(ours, theirs)
+    won = per_frame.count_better_frames(ours, theirs)
     assert won["abs_rel"] == (2, 1)
     assert won["a1"] == (1, 2)
     assert won["rmse"] == (0, 0)

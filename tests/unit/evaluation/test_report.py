@@ -114,10 +114,10 @@ def test_ranges_table_row_per_range():
     assert lines[2].endswith("0  no pixel")
 
 
-def test_duels_table_differences_and_wins():
-    """A duel shows the difference and each side's number of better frames by metric."""
+def test_pairwise_table_differences_and_counts():
+    """A pairwise table shows the difference and each side's number of better frames by metric."""
     results = {"teacher": result_of([0.3, 0.1, 0.2]), "student": result_of([0.1, 0.2, 0.1])}
-    head, difference, ours, theirs = report.duels_table(results).split("\n")
+    head, difference, ours, theirs = report.pairwise_table(results).split("\n")
     place = head.split().index("abs_rel") - len(METRIC_NAMES)
     assert difference.startswith("student - teacher ")
     assert difference.split()[place] == "-0.0667"
@@ -131,13 +131,13 @@ def test_duels_table_differences_and_wins():
     assert theirs.split()[-9] == "1"
 
 
-def test_everything_names_worst_frames():
+def test_report_texts_name_worst_frames():
     """The report names the worst frames, unless no pixel counts."""
-    said = "\n".join(report.everything({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
+    said = "\n".join(report.report_texts({"student": result_of([0.1, 0.4, 0.3, 0.2])}, protocol()))
     assert said.endswith("by abs_rel:\n  0.4000  1.png\n  0.3000  2.png\n  0.2000  3.png")
     assert "better" not in said
     nothing = "\n".join(
-        report.everything({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol())
+        report.report_texts({"student": result_of([math.nan], pixels=(0, 0, 0))}, protocol())
     )
     assert "0 of them with ground truth that counts, 0 pixels" in nothing
     assert "Worst" not in nothing

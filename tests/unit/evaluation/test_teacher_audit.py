@@ -160,13 +160,13 @@ def test_judge_focal_by_the_teachers_estimate(frames, with_truth):
 
 
 def test_undecided_names_what_isnt_seen(frames):
-    """The table and the JSON say what the measurements can't decide, and why."""
+    """The table and the JSON say which mistakes can't be detected, and why."""
 
     def told(changed, with_truth: bool) -> str:
         judged = _judge(changed, with_truth)
         found = report.undecided(judged)
         assert report.as_json(judged)["undecided"] == found
-        assert all(f"Not decided: {text}\n" in report.table(judged) + "\n" for text in found)
+        assert all(f"Can't be detected: {text}\n" in report.table(judged) + "\n" for text in found)
         return "; ".join(found)
 
     assert "stored maps can't show it" in told(frames, True)
@@ -175,7 +175,7 @@ def test_undecided_names_what_isnt_seen(frames):
     seeing = [replace(frame, swapped=1.2 * frame.depth) for frame in frames]
     assert "BGR" not in told(seeing, True)
     assert "(BGR); without ground truth it shows in some teachers only" in told(seeing, False)
-    noisy = [replace(f, unrest=(0.06 + 0.001 * f.index, 0.04)) for f in seeing]
+    noisy = [replace(f, noise_change=(0.06 + 0.001 * f.index, 0.04)) for f in seeing]
     assert "BGR" not in told(noisy, False)  # it is suspected
     assert "an affine error" in told(seeing, False)
     assert "an affine error" not in told(seeing, True)
@@ -213,10 +213,10 @@ def test_judge_exchanged_channels(frames):
 
 def test_judge_noise_with_exchanged_channels(frames):
     """Noise that disturbs less with exchanged channels tells them without ground truth."""
-    worse = [replace(f, unrest=(0.06 + 0.001 * f.index, 0.04)) for f in frames]
+    worse = [replace(f, noise_change=(0.06 + 0.001 * f.index, 0.04)) for f in frames]
     assert _judge(worse, False).kinds == ["bgr"]
     assert _judge(worse, True).kinds == []
-    better = [replace(f, unrest=(0.04, 0.06 + 0.001 * f.index)) for f in frames]
+    better = [replace(f, noise_change=(0.04, 0.06 + 0.001 * f.index)) for f in frames]
     assert _judge(better, False).kinds == []
 
 

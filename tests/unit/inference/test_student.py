@@ -22,7 +22,7 @@ from tiekd.inference.student import Student, pick_device
 from tiekd.kernels.target import bin_centres
 from tiekd.models.build import build_network
 from tiekd.models.confidence import Calibration
-from tiekd.models.readout import on_image_grid, read_out
+from tiekd.models.readout import read_out, resize_to_image
 from tiekd.workdir.weights_file import write_weights
 
 DECODER = {"name": "densedepth", "widths": [8, 16], "extra_ups": 1, "extra_width": 8}
@@ -221,7 +221,7 @@ def test_student_margins_are_top_two_difference(network, photo):
         first, second = (
             network.head.probabilities(network.features(pixels)).topk(2, dim=1).values.split(1, 1)
         )
-    expected = on_image_grid(first - second, (32, 48), False)
+    expected = resize_to_image(first - second, (32, 48), False)
     assert torch.allclose(student.margins(image), expected, atol=1e-5)
 
 

@@ -148,11 +148,11 @@ def test_wrong_setting_is_one_line(change, line):
 def test_factors_come_from_the_weights():
     """A recipe without factors takes those of its weights; another focal length is refused."""
     recipe = STUDENT | {"head": HEAD, "canonical_focal": 100.0}
-    assert canonical.completed(recipe, {"network": NODE}, "w.pth") == NODE
-    assert canonical.completed(STUDENT, {"network": STUDENT}, "w.pth") == STUDENT
-    assert canonical.completed(recipe, {"state_dict": {}}, "w.pth") == recipe
+    assert canonical.with_stored_factors(recipe, {"network": NODE}, "w.pth") == NODE
+    assert canonical.with_stored_factors(STUDENT, {"network": STUDENT}, "w.pth") == STUDENT
+    assert canonical.with_stored_factors(recipe, {"state_dict": {}}, "w.pth") == recipe
     for node, state in ((STUDENT, NODE), (recipe | {"canonical_focal": 90.0}, NODE)):
         with pytest.raises(CheckpointError, match="w.pth: trained with canonical_focal 100.0"):
-            canonical.completed(node, {"network": state}, "w.pth")
+            canonical.with_stored_factors(node, {"network": state}, "w.pth")
     with pytest.raises(CheckpointError, match="w.pth: trained with canonical_focal none"):
-        canonical.completed(recipe, {"network": STUDENT}, "w.pth")
+        canonical.with_stored_factors(recipe, {"network": STUDENT}, "w.pth")

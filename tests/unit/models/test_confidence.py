@@ -101,9 +101,9 @@ def test_record_of_content_and_its_line():
     """The record is read from a weights file's content; without one, a line says so."""
     found = confidence.of_content({"confidence": {"temperature": 0.5, "against": "truth"}}, "w")
     assert found == Calibration(0.5, "truth")
-    assert confidence.line(found) == "Confidence: temperature 0.5, calibrated against truth"
+    assert confidence.describe(found) == "Confidence: temperature 0.5, calibrated against truth"
     assert confidence.of_content({}, "w") is None
-    assert confidence.line(None).startswith("Confidence: not calibrated, temperature 1; ")
+    assert confidence.describe(None).startswith("Confidence: not calibrated, temperature 1; ")
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf, "2", None, True])

@@ -100,21 +100,21 @@ def test_in_strips_equals_whole(monkeypatch, rows):
     assert all(shape[0] == 1 and shape[2] <= rows for shape in seen)
 
 
-def test_on_image_grid_smooth_or_nearest():
+def test_resize_to_image_smooth_or_nearest():
     """A coarse map is upsampled bilinearly if smooth, or else by the nearest cell."""
     edge = torch.tensor([5.0, 5.0, 40.0, 40.0]).expand(1, 1, 3, 4)
-    smooth, sharp = (readout.on_image_grid(edge, (7, 11), smooth) for smooth in (True, False))
+    smooth, sharp = (readout.resize_to_image(edge, (7, 11), smooth) for smooth in (True, False))
     assert smooth.shape == sharp.shape == (1, 1, 7, 11)
     assert ((smooth > 6) & (smooth < 39)).any()
     assert sharp[0, 0, 0].tolist() == [5.0] * 5 + [40.0] * 6  # of two equally near cells the second
 
 
 @pytest.mark.parametrize("coarse", [1, 2, 3, 7, 16, 37])
-def test_on_image_grid_nearest_with_aligned_corners(coarse):
+def test_resize_to_image_nearest_with_aligned_corners(coarse):
     """Each pixel takes its nearest cell with aligned corners, the second of a tie."""
     columns = torch.arange(coarse, dtype=torch.float32).expand(1, 1, 1, coarse)
     for fine in (*range(1, 90), 1216, 4001):
-        index, last = readout.on_image_grid(columns, (1, fine), False)[0, 0, 0].long(), fine - 1
+        index, last = readout.resize_to_image(columns, (1, fine), False)[0, 0, 0].long(), fine - 1
         doubled = 2 * torch.arange(fine) * (coarse - 1)
         # In whole numbers, |index - i (coarse - 1) / last| <= 1/2, and of two equally near the
         # second.

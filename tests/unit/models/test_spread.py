@@ -45,23 +45,23 @@ def test_half_width_of_gaussian_is_sigma(sigma):
 
 
 @pytest.mark.parametrize("target", ["gaussian", "released"])
-def test_without_certain_leaves_nothing_of_the_training_target(target):
+def test_subtract_target_width_leaves_nothing_of_the_target(target):
     """A distribution that is the training target has no sigma of its own, also near the ends."""
-    certain = spread.certain_widths(EDGES, 0.5, target, spread.half_width)
+    target_width = spread.target_widths(EDGES, 0.5, target, spread.half_width)
     centres = bin_centres(EDGES)
-    left = spread.without_certain(
-        certain.view(1, 1, 1, -1), centres.view(1, 1, 1, -1), certain, EDGES
+    left = spread.subtract_target_width(
+        target_width.view(1, 1, 1, -1), centres.view(1, 1, 1, -1), target_width, EDGES
     )
     assert left.abs().max() == 0
     # The published target is a plateau of 8.5 sigma to each side, not a Gaussian.
-    assert certain[80].item() == pytest.approx(0.5 if target == "gaussian" else 2.9, rel=0.05)
+    assert target_width[80].item() == pytest.approx(0.5 if target == "gaussian" else 2.9, rel=0.05)
 
 
 def test_excess_width_is_not_the_sigma_of_predictions():
     """The training target has no excess width, and as a prediction the sigma of the target."""
     depth = bin_centres(EDGES)[80].view(1, 1, 1, 1)
     target = gaussians(depth, 0.5)
-    certain = spread.certain_widths(EDGES, 0.5, "gaussian", spread.half_width)
+    certain = spread.target_widths(EDGES, 0.5, "gaussian", spread.half_width)
     width = spread.half_width(target, EDGES)
     assert float(spread.without_certain(width, depth, certain, EDGES)) == 0
     for temperature in (1.0, 4.0):
@@ -70,12 +70,12 @@ def test_excess_width_is_not_the_sigma_of_predictions():
 
 
 @pytest.mark.parametrize("own", [0.3, 0.6, 2.0])
-def test_without_certain_recovers_known_sigma(own):
+def test_subtract_target_width_recovers_known_sigma(own):
     """Of a Gaussian whose variance is 0.5^2 + own^2 the own sigma is left, within 5 %."""
     depths = torch.tensor([10.1, 15.0, 22.7, 30.03])
     width = spread.half_width(gaussians(depths, (0.25 + own**2) ** 0.5), EDGES)
-    certain = spread.certain_widths(EDGES, 0.5, "gaussian", spread.half_width)
-    left = spread.without_certain(width, depths.view(1, 1, 1, -1), certain, EDGES)
+    target_width = spread.target_widths(EDGES, 0.5, "gaussian", spread.half_width)
+    left = spread.subtract_target_width(width, depths.view(1, 1, 1, -1), target_width, EDGES)
     assert left.flatten().tolist() == pytest.approx([own] * 4, rel=0.05)
 
 
@@ -175,5 +175,5 @@ def test_is_in():
             "max_depth": 10.0,
         }
     )
-    assert not Spread.is_in(network.head)
-    assert Spread.is_in(_head_of(gaussians([5.0], 0.6)))
+    assert not Spread.supports(network.head)
+    assert Spread.supports(_head_of(gaussians([5.0], 0.6)))

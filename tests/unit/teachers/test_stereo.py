@@ -15,7 +15,7 @@ from support.teacher_batches import batch_of
 from tiekd.config.teacher_node import TeacherNode
 from tiekd.data import image_io, map_focals, teacher_maps
 from tiekd.errors import RecipeError, TeacherError
-from tiekd.evaluation.teacher_audit.observe import Questions
+from tiekd.evaluation.teacher_audit.observe import ChangedImages
 from tiekd.teachers.pairs import matching
 from tiekd.teachers.stereo import Options, StereoTeacher
 from tiekd.teaching import build_teacher
@@ -211,7 +211,7 @@ def test_stereo_is_audited_with_unchanged_images(root):
     recipe = Recipe(recipe_of(root))
     args = Namespace(split="train", checkpoint=None, recipe="r.yaml", overrides=(), focal=None)
     observer = observer_of(recipe, args, CPU)
-    assert observer.questions == Questions()
+    assert observer.changed_images == ChangedImages()
     (frame,) = observer.observe(1)
     assert frame.valid > 0.8
 

@@ -17,7 +17,7 @@ from tiekd.data.frame_table import Cameras
 from tiekd.data.resize import Resize
 from tiekd.errors import DataError, LaunchError, TeacherError
 from tiekd.evaluation.teacher_audit import observe
-from tiekd.evaluation.teacher_audit.observe import Observer, Questions
+from tiekd.evaluation.teacher_audit.observe import ChangedImages, Observer
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.tools import audit_teacher
 from tiekd.training.settings import Recipe
@@ -174,9 +174,11 @@ class _Bright:
         return depth.flip(-1) if self.turned else depth
 
 
-def _observe(root: Path, teacher, **questions):
+def _observe(root: Path, teacher, **changed_images):
     frames = build_dataset(_recipe(root).dataset, "train", held_out=())
-    return Observer(teacher, frames, 80.0, CPU, questions=Questions(**questions)).observe(2)
+    return Observer(
+        teacher, frames, 80.0, CPU, changed_images=ChangedImages(**changed_images)
+    ).observe(2)
 
 
 def test_observe_asks_what_it_should(root):

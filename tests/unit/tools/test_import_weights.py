@@ -212,7 +212,7 @@ def test_import_weights_lists_mismatches(small, tmp_path, capsys):
 
 
 def test_import_weights_names_dead_parameters(small, tmp_path, capsys):
-    """Parameters that the published network never uses are listed as dead, not as unexpected."""
+    """Parameters that the published network never uses are listed as unused, not as unexpected."""
     state = small | {
         "decode_head.conv_out.0.weight": torch.zeros(256, 8, 1, 1),
         "backbone.fc.weight": torch.zeros(2),
@@ -224,11 +224,11 @@ def test_import_weights_names_dead_parameters(small, tmp_path, capsys):
     assert code == 0
     assert "unexpected: 0" in out
     listed = "  backbone.fc.weight\n  decode_head.conv_out.0.weight\n"
-    assert f"dead in the published network, left out: 2\n{listed}" in out
+    assert f"unused by the published network, left out: 2\n{listed}" in out
 
 
 def test_import_weights_recipe_head_decides(tmp_path, capsys):
-    """The recipe's head decides which of two published output layers is dead.
+    """The recipe's head decides which of two published output layers is unused.
 
     Two heads of the same sizes: a sigmoid head carries 256 bins unused. Sizes alone would take
     one for the other.

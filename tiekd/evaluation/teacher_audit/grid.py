@@ -49,8 +49,8 @@ class AuditFrame:
         response: For the image whose left third is covered: log(a / b), where a is the mean |log
             ratio| of depth with and without the cover in the left third, and b that in the right
             third. Or None.
-        unrest: (a, b): a is the mean |log ratio| of the depths for the image with and without
-            noise, b the same for the image with red and blue exchanged. Or None.
+        noise_change: (a, b): a is the mean |log ratio| of the depths for the image with and
+            without noise, b the same for the image with red and blue exchanged. Or None.
         focals: Source -> focal length in pixels of the image at its own size. Sources are "listed"
             (the dataset's intrinsics), "teacher" (the teacher's estimate) and others, e.g. "exif".
     """
@@ -70,7 +70,7 @@ class AuditFrame:
     flip: float | None = None
     zoom: tuple[float, float] | None = None
     response: float | None = None
-    unrest: tuple[float, float] | None = None
+    noise_change: tuple[float, float] | None = None
     focals: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -1,8 +1,8 @@
 """Calls a teacher for some frames, and resizes its depth maps to the audit's coarse grid (grid.py).
 
 Each frame is a batch of its own, neither cropped nor augmented, as when a teacher's maps are
-cached. A teacher that is a network can also be called for changed images (`Questions`), each of
-which costs further calls. Frames that can't be read are left out; training and bin/check_data.py
+cached. A teacher that is a network can also be called for changed images (`ChangedImages`), each
+of which costs further calls. Frames that can't be read are left out; training and bin/check_data.py
 report them.
 """
 
@@ -32,7 +32,7 @@ _UNCHANGED = 1e-3  # mean |log ratio| of two maps up to which they count as equa
 
 
 @dataclass(frozen=True)
-class Questions:
+class ChangedImages:
     """States for which changed images a teacher is called, in addition to the image itself.
 
     A teacher whose maps are stored can't be called for changed images, so all attributes are False
@@ -60,8 +60,8 @@ class Observer:
         max_depth_m: The student's largest depth in metres.
         device: Device to which batches are moved.
         resize: How images are resized for the teacher.
-        questions: The changed images for which the teacher is called, in addition to the image
-            itself.
+        changed_images: The changed images for which the teacher is called, in addition to the
+            image itself.
         focals: Function from a frame's index to a dict of source -> focal length in pixels of the
             frame at its own size; None if only the dataset's intrinsics are known.
     """
@@ -71,7 +71,7 @@ class Observer:
     max_depth_m: float
     device: torch.device
     resize: Resize = OWN_SIZE
-    questions: Questions = Questions()
+    changed_images: ChangedImages = ChangedImages()
     focals: Callable[[int], Mapping[str, float]] | None = None
 
     def observe(self, count: int) -> list[AuditFrame]:
@@ -138,17 +138,17 @@ class Observer:
         return resizes.at_own_size(batch.image, self.resize, own_size, smooth=True)[0].cpu()
 
     def _frame(self, index: int, batch: Batch, size: tuple[int, int]) -> AuditFrame:
-        # Call the teacher for the image, and for those changed images that `questions` states.
+        # Call the teacher for the image, and for those changed images that `changed_images` names.
         own_size = tuple(batch.depth.shape[-2:])
         raw = self.depth(batch)
         valid = torch.isfinite(raw) & (raw > 0)
         known = raw[valid]
         swapped, response, changed = None, None, {}
-        if self.questions.swapped:
+        if self.changed_images.swapped:
             swapped = grid.depth_on_grid(self.depth(with_swapped_channels(batch)), size)
-        if self.questions.covered:
+        if self.changed_images.covered:
             response = self._response(batch, raw)
-        if self.questions.changed:
+        if self.changed_images.changed:
             changed = self._changes(batch, raw)
         # Compute the focal length that the dataset lists. Its intrinsics are NaN if it lists none.
         matrix = batch.intrinsics[0].cpu()
@@ -183,7 +183,7 @@ class Observer:
             raw: (H, W), the teacher's depth of this frame, metres.
 
         Returns:
-            The attributes `flip`, `zoom` and `unrest` of the frame's `AuditFrame`, by name.
+            The attributes `flip`, `zoom` and `noise_change` of the frame's `AuditFrame`, by name.
         """
         # Mirror the depth of the mirrored image back, and enlarge the depth of the image as it is.
         flipped = self.depth(mirrored(batch)).flip(-1)
@@ -193,9 +193,12 @@ class Observer:
         scale = float(ratio.median()) if ratio.numel() else float("nan")
         flip = _log_ratio(flipped, raw).abs()
         swapped = with_swapped_channels(batch)
-        unrest = [self._unrest(batch, raw), self._unrest(swapped, self.depth(swapped))]
+        noise_change = [
+            self._noise_change(batch, raw),
+            self._noise_change(swapped, self.depth(swapped)),
+        ]
         return {
-            "unrest": tuple(unrest),
+            "noise_change": tuple(noise_change),
             "flip": float(flip.median()) if flip.numel() else float("nan"),
             "zoom": (scale, float((ratio - scale).abs().median()) if ratio.numel() else scale),
         }
@@ -212,11 +215,11 @@ class Observer:
         """
         changed = _log_ratio_map(self.depth(covered(batch)), raw).abs()
         width = raw.shape[-1] // _COVERED
-        return response_of(
+        return cover_response(
             float(changed[:, :width].nanmean()), float(changed[:, -width:].nanmean())
         )
 
-    def _unrest(self, batch: Batch, depth: Tensor) -> float:
+    def _noise_change(self, batch: Batch, depth: Tensor) -> float:
         return float(_log_ratio_map(self.depth(noisy(batch)), depth).abs().nanmean())
 
     def _other_focals(self, index: int) -> dict[str, float]:
@@ -243,20 +246,20 @@ class Observer:
         return {"teacher": float(focal[0]) * batch.depth.shape[-1] / scaled[1]}
 
 
-def response_of(there: float, opposite: float) -> float:
+def cover_response(covered_change: float, opposite_change: float) -> float:
     """Compares how much covering a part of an image changes depth there and in the opposite part.
 
     Args:
-        there: Mean |log(depth with the cover / depth without it)| in the covered part.
-        opposite: The same mean in the part at the opposite side of the image, of equal size.
+        covered_change: Mean |log(depth with the cover / depth without it)| in the covered part.
+        opposite_change: The same mean in the part at the opposite side of the image, of equal size.
 
     Returns:
-        log(there / opposite): above 0 if depth changes where the image does, below 0 if the maps
-        are mirrored. NaN if depth changes in neither part, as in stored maps.
+        log(covered_change / opposite_change): above 0 if depth changes where the image does, below
+        0 if the maps are mirrored. NaN if depth changes in neither part, as in stored maps.
     """
-    if not max(there, opposite) > _UNCHANGED:
+    if not max(covered_change, opposite_change) > _UNCHANGED:
         return float("nan")
-    return float(np.log((there + _UNCHANGED) / (opposite + _UNCHANGED)))
+    return float(np.log((covered_change + _UNCHANGED) / (opposite_change + _UNCHANGED)))
 
 
 def spaced(total: int, count: int) -> list[int]:

@@ -11,8 +11,8 @@ _LINES = (
     ("beyond", "depths beyond the range", "{:.1%}"),
     ("levels", "distinct depths a frame", "{:.0f}"),
     ("camera_height_m", "camera above the ground, m", "{:.2f}"),
-    ("focal_ratio", "listed focal by another source's", "{:.2f}"),
-    ("estimate_ratio", "listed focal by the teacher's estimate", "{:.2f}"),
+    ("focal_ratio", "listed focal length / another source's", "{:.2f}"),
+    ("estimate_ratio", "listed focal length / teacher's estimate", "{:.2f}"),
     ("flip", "disagreement under flip", "{:.1%}"),
     ("zoom", f"disagreement under zoom {ZOOM:g}", "{:.1%}"),
     ("inverse_t", "evidence of an inverse, std. errors", "{:.1f}"),
@@ -20,7 +20,7 @@ _LINES = (
     ("mirror_t", "edges: map against mirrored map, std. errors", "{:.1f}"),
     ("own_z", "edges: own against other frames', std. errors", "{:.1f}"),
     ("swap", "change when red and blue are exchanged", "{:.1%}"),
-    ("unrest_ratio", "effect of noise, RGB by BGR", "{:.2f}"),
+    ("unrest_ratio", "effect of noise, RGB / BGR input", "{:.2f}"),
     ("abs_rel", "abs_rel to ground truth", "{:.3f}"),
     ("aligned", "median error without the scale", "{:.3f}"),
     ("scale", "scale to ground truth", "{:.3f}"),
@@ -63,14 +63,14 @@ def table(verdict: Verdict) -> str:
                 lines.append(
                     f"{f'{start:g} to {end:g}':<20}{cells:>10}{bias:>+10.2f}{abs_rel:>10.3f}"
                 )
-    lines += [f"Not decided: {text}" for text in undecided(verdict)]
+    lines += [f"Can't be detected: {text}" for text in undecided(verdict)]
     if not verdict.suspicions:
         return "\n".join([*lines, "Nothing is above its limit."])
     return "\n".join([*lines, *(f"SUSPICION: {s.message}" for s in verdict.suspicions)])
 
 
 def undecided(verdict: Verdict) -> list[str]:
-    """Returns a text for each kind of mistake that the audit couldn't look for, with the reason.
+    """Returns a text for each kind of mistake that the audit can't detect here, with the reason.
 
     Args:
         verdict: The result of the audit.

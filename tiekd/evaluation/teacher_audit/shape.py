@@ -39,10 +39,10 @@ def row_correlation(depth: np.ndarray) -> float:
     medians = np.array([np.median(row[row > 0]) for row in depth[known]])
     if np.ptp(medians) == 0:
         return float("nan")
-    return rank_correlation(medians, np.arange(len(medians)))
+    return rank_correlation_by_position(medians, np.arange(len(medians)))
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+def rank_correlation_by_position(first: np.ndarray, second: np.ndarray) -> float:
     """Returns Spearman's rank correlation of two vectors, -1 to 1.
 
     Equal values are ranked in the order of their positions.

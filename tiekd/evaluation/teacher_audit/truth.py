@@ -11,7 +11,7 @@ import numpy as np
 
 from tiekd.evaluation.teacher_audit.edges import own_shares, rank_z, t_value
 from tiekd.evaluation.teacher_audit.grid import AuditFrame
-from tiekd.evaluation.teacher_audit.shape import rank_correlation
+from tiekd.evaluation.teacher_audit.shape import rank_correlation_by_position
 
 # A frame is compared if at least this number of grid cells has both the teacher's and a true depth.
 MIN_CELLS = 50
@@ -218,7 +218,9 @@ def _frame_truth(depth: np.ndarray, truth: np.ndarray) -> FrameTruth:
         abs_rel=float(np.mean(np.abs(teacher - true) / true)),
         scale=scale,
         aligned=float(np.median(np.abs(ratio - np.median(ratio)))),
-        correlation=rank_correlation(teacher, true) if np.ptp(teacher) and np.ptp(true) else 0.0,
+        correlation=rank_correlation_by_position(teacher, true)
+        if np.ptp(teacher) and np.ptp(true)
+        else 0.0,
         fit_scale=fit_scale,
         fit_shift=fit_shift,
         shift_gain=float(by_fit / max(by_scale, 1e-6)),

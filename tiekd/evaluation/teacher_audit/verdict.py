@@ -52,13 +52,14 @@ class Limits:
             this number of standard errors.
         own_z: Maps are suspected to belong to other frames if frames' own maps fit better than
             other frames' maps by less than this number of standard errors.
-        variety: Maps of other frames are suspected only if the maps of consecutive frames differ by
-            a median |log ratio| above this. Those of a camera that stands still differ by less.
+        min_map_difference: Maps of other frames are suspected only if the maps of consecutive
+            frames differ by a median |log ratio| above this. Those of a camera that stands still
+            differ by less.
         swap_ratio: Exchanged colour channels are suspected only if exchanging red and blue
             multiplies the error by less than this.
         mirror_ratio: Mirrored maps are suspected only if mirroring the maps multiplies their error
             by less than this.
-        unrest_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
+        noise_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
             the image changes depth by more than this factor times the change with red and blue
             exchanged.
         response: A teacher's maps depend on their image if |`AuditFrame.response`| is above this,
@@ -85,10 +86,10 @@ class Limits:
     t: float = 2.5
     inverse_t: float = 3.0
     own_z: float = 2.0
-    variety: float = 0.04
+    min_map_difference: float = 0.04
     swap_ratio: float = 0.93
     mirror_ratio: float = 0.8
-    unrest_ratio: float = 1.1
+    noise_ratio: float = 1.1
     response: float = 0.4
     levels: int = 256
     beyond: float = 0.5
@@ -189,13 +190,13 @@ def measure(frames: Sequence[AuditFrame], max_depth_m: float) -> Verdict:
         return verdict
     verdict.edges = EdgeFigures(frames)
     figures["inverse_t"] = shape.inverse_t([frame.depth for frame in frames])
-    figures["variety"] = _variety(frames)
+    figures["variety"] = _map_difference(frames)
     # Set the edge statistics to NaN if the maps are sparse, since such maps have no edges.
     dense = np.mean([frame.depth > 0 for frame in frames]) >= _DENSE
     figures["mirror_t"] = verdict.edges.mirror_t if dense else float("nan")
     figures["own_z"] = verdict.edges.own_z if dense else float("nan")
     figures["swap"] = _swap_change(frames)
-    figures["unrest_ratio"], figures["unrest_t"] = _unrest(frames)
+    figures["unrest_ratio"], figures["unrest_t"] = _noise_ratio(frames)
     compared = truth.compare(frames, max_depth_m)
     if compared.count >= MIN_FRAMES:
         verdict.truth = compared
@@ -224,7 +225,7 @@ def decide(verdict: Verdict, max_depth_m: float, limits: Limits | None = None) -
     else:
         found = _without_truth(figures, max_depth_m, limits)
     # Add the suspicions of rules that don't depend on whether there is ground truth.
-    found += _either_way(figures, limits, {suspicion.kind for suspicion in found})
+    found += _independent_of_truth(figures, limits, {suspicion.kind for suspicion in found})
     return replace(verdict, suspicions=found)
 
 
@@ -280,7 +281,7 @@ def _focal_ratio(frames: Sequence[AuditFrame], *, of_teacher: bool) -> float:
     return _median(ratios)
 
 
-def _variety(frames: Sequence[AuditFrame]) -> float:
+def _map_difference(frames: Sequence[AuditFrame]) -> float:
     """Returns the median difference between the maps of consecutive frames.
 
     Args:
@@ -313,18 +314,18 @@ def _swap_change(frames: Sequence[AuditFrame]) -> float:
     return _median(changes)
 
 
-def _unrest(frames: Sequence[AuditFrame]) -> tuple[float, float]:
+def _noise_ratio(frames: Sequence[AuditFrame]) -> tuple[float, float]:
     """Compares how much image noise changes depth with and without red and blue exchanged.
 
     Args:
-        frames: The frames, whose attribute `unrest` has the two changes.
+        frames: The frames, whose attribute `noise_change` has the two changes.
 
     Returns:
         (ratio, t): the geometric mean over frames of (change for the image as it is / change for
         the image with red and blue exchanged); and the mean of its logarithm, divided by its
-        standard error. Both are NaN if a frame has no `unrest`.
+        standard error. Both are NaN if a frame has no `noise_change`.
     """
-    pairs = np.array([frame.unrest or (np.nan, np.nan) for frame in frames], float)
+    pairs = np.array([frame.noise_change or (np.nan, np.nan) for frame in frames], float)
     if not (pairs > 0).all():
         return float("nan"), float("nan")
     logs = np.log(pairs[:, 0] / pairs[:, 1])
@@ -397,7 +398,7 @@ def _is_foreign(figures: dict[str, float], limits: Limits) -> bool:
         not abs(figures["response"]) > limits.response
         and figures["truth_own_z"] < limits.own_z
         and not figures["own_z"] >= limits.own_z + 1
-        and figures["variety"] > limits.variety
+        and figures["variety"] > limits.min_map_difference
     )
 
 
@@ -423,8 +424,8 @@ def _scale(figures: dict[str, float], limits: Limits) -> list[Suspicion]:
         ("estimate_ratio", limits.estimate, "the teacher's own estimate"),
     ):
         ratio = figures[name]
-        told = not _is_near(ratio, 1, limit) and np.isfinite(ratio)
-        if told and _is_near(scale, ratio, limits.focal_scale):
+        differs = not _is_near(ratio, 1, limit) and np.isfinite(ratio)
+        if differs and _is_near(scale, ratio, limits.focal_scale):
             text = f"the scale is {scale:.2f}, and the focal length {ratio:.2f} times {source}"
             return [Suspicion("focal", f"a wrong focal length: {text}")]
     return [Suspicion("scale", f"scale off by {scale:.2f}, cause unknown")]
@@ -451,10 +452,10 @@ def _without_truth(
         if figures["mirror_t"] < -limits.t:
             text = f"their edges fit mirrored images better by {-figures['mirror_t']:.1f} errors"
             found.append(Suspicion("mirrored", f"mirrored maps: {text}"))
-        elif figures["own_z"] < limits.own_z and figures["variety"] > limits.variety:
+        elif figures["own_z"] < limits.own_z and figures["variety"] > limits.min_map_difference:
             text = "their edges fit their own images no better than others'"
             found.append(Suspicion("foreign", f"maps of other frames: {text}"))
-    if figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.unrest_ratio:
+    if figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.noise_ratio:
         text = (
             f"noise changes depth {figures['unrest_ratio']:.2f} times as much as with them swapped"
         )
@@ -493,7 +494,9 @@ def _unit(figures: dict[str, float], max_depth_m: float, limits: Limits) -> list
     return []
 
 
-def _either_way(figures: dict[str, float], limits: Limits, kinds: set[str]) -> list[Suspicion]:
+def _independent_of_truth(
+    figures: dict[str, float], limits: Limits, kinds: set[str]
+) -> list[Suspicion]:
     """Returns the suspicions of rules that don't depend on whether there is ground truth.
 
     Args:

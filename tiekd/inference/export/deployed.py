@@ -34,7 +34,7 @@ from tiekd.kernels.target import bin_centres
 from tiekd.models.confidence import certainty
 from tiekd.models.heads.dpm import Dpm
 from tiekd.models.network import Network
-from tiekd.models.readout import on_image_grid, read_out, spread_on_grid
+from tiekd.models.readout import read_out, resize_for_export, resize_to_image
 
 
 class Deployed(nn.Module):
@@ -152,11 +152,13 @@ class Deployed(nn.Module):
             (B, 1, height, width) at the image's own size.
         """
         if self.size is not None:
-            return at_own_size(on_image_grid(values, size, smooth), self.resize, self.size, smooth)
+            return at_own_size(
+                resize_to_image(values, size, smooth), self.resize, self.size, smooth
+            )
         # Interpolate once, from the head's output to the image, if images aren't resized.
         if self.resize.mode is None:
-            return spread_on_grid(values, own, smooth)
-        return stretched_map(on_image_grid(values, size, smooth), own, smooth)
+            return resize_for_export(values, own, smooth)
+        return stretched_map(resize_to_image(values, size, smooth), own, smooth)
 
     def _depth_and_certainty(
         self, head: Dpm, features: Tensor, focal: Tensor | None

@@ -469,8 +469,8 @@ def _description(network: Network, settings: Settings) -> dict[str, str]:
             facts["focal"] = "needed: depth is canonical, metres = depth * f / canonical_focal"
     if settings.confidence:
         facts["confidence"] = (
-            f"float32 0..1, the probability that the true depth is within {confidence.BAND:.0%} of "
-            "depth, (batch, 1, height, width)"
+            "float32 0..1, the probability that the true depth is within "
+            f"{confidence.RELATIVE_TOLERANCE:.0%} of depth, (batch, 1, height, width)"
         )
         facts["sigma"] = (
             "float32 metres, the root of the expected squared error of depth, "

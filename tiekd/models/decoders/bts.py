@@ -113,10 +113,10 @@ class Bts(nn.Module):
         # Predict local planes at strides 8, 4 and 2. The depth of a level's planes is concatenated
         # to the features of the next finer level.
         depth8 = spread_planes(to_planes(self.plane8(x)), 8)
-        x = torch.cat([self.up3(x, size4), skip4, _every(depth8, 4, size4).to(x.dtype)], dim=1)
+        x = torch.cat([self.up3(x, size4), skip4, _subsampled(depth8, 4, size4).to(x.dtype)], dim=1)
         x = _elu(self.merge3(x))
         depth4 = spread_planes(to_planes(self.plane4(x)), 4)
-        x = torch.cat([self.up2(x, size2), skip2, _every(depth4, 2, size2).to(x.dtype)], dim=1)
+        x = torch.cat([self.up2(x, size2), skip2, _subsampled(depth4, 2, size2).to(x.dtype)], dim=1)
         x = _elu(self.merge2(x))
         depth2 = spread_planes(to_planes(self.plane2(x)), 2)
         # Upsample the features to the image's size, and concatenate the planes' depths of all
@@ -124,7 +124,8 @@ class Bts(nn.Module):
         x = self.up1(x, image_size)
         depth1 = self.plane1(x).float().sigmoid()
         depths = [
-            _every(depth, 1, image_size).to(x.dtype) for depth in (depth1, depth2, depth4, depth8)
+            _subsampled(depth, 1, image_size).to(x.dtype)
+            for depth in (depth1, depth2, depth4, depth8)
         ]
         return _elu(self.merge1(torch.cat([x, *depths], dim=1)))
 
@@ -320,7 +321,7 @@ def spread_planes(planes: Tensor, stride: int) -> Tensor:
     return depth.permute(0, 1, 3, 2, 4).reshape(batch, 1, height * stride, width * stride)
 
 
-def _every(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
+def _subsampled(depth: Tensor, step: int, size: Sequence[int]) -> Tensor:
     """Subsamples the local planes' depth by `step` in rows and columns, and crops it to a size.
 
     A local plane at the right or bottom border may cover pixels beyond the image, which are

@@ -132,7 +132,7 @@ class DenseDepth(nn.Module):
         """
         deepest = self.levels[0]
         if len(self.levels) > 1 and isinstance(deepest, PointwiseConv) and deepest.adds_channels:
-            self.levels[1].first.take_in(deepest)
+            self.levels[1].first.merge_pointwise(deepest)
             self.levels[0] = nn.Identity()
 
 

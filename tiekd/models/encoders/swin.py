@@ -142,10 +142,10 @@ class Block(nn.Module):
         Returns:
             (B, H, W, channels).
         """
-        x = x + self._dropped(self.attention(self.norm1(x)))
-        return x + self._dropped(self.project(gelu(self.expand(self.norm2(x)))))
+        x = x + self._drop_path(self.attention(self.norm1(x)))
+        return x + self._drop_path(self.project(gelu(self.expand(self.norm2(x)))))
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _drop_path(self, x: Tensor) -> Tensor:
         """Applies stochastic depth to x, (B, H, W, channels): in training, sets random images to 0.
 
         Each image is set to 0 with the probability drop_path. The other images are divided by (1 -

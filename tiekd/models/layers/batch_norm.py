@@ -16,28 +16,28 @@ from torch.distributed.nn.functional import all_reduce
 
 from tiekd.distributed.comm import world_size
 
-_counted: Tensor | None = None
+_included: Tensor | None = None
 
 
 @contextlib.contextmanager
-def counting_only(counted: Tensor | None):
+def statistics_of(included: Tensor | None):
     """Returns a context manager that excludes pixels from the statistics of `BatchNorm2d`.
 
     Within the context, the means and variances that `BatchNorm2d` computes in training are those of
-    the pixels that `counted` marks. Excluded are e.g. the pixels of an image's padding. All pixels
+    the pixels that `included` marks. Excluded are e.g. the pixels of an image's padding. All pixels
     are normalised.
 
     Args:
-        counted: (B, 1, H, W) bool, True for image pixels that the statistics include. A pixel of a
+        included: (B, 1, H, W) bool, True for image pixels that the statistics include. A pixel of a
             coarser feature is included if the image pixel at its centre is. None includes all
             pixels.
     """
-    global _counted
-    before, _counted = _counted, counted
+    global _included
+    before, _included = _included, included
     try:
         yield
     finally:
-        _counted = before
+        _included = before
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -92,8 +92,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         if x.dtype == torch.float64:
             return self.forward(x.float()).double()
         weight, bias = self.weight.float(), self.bias.float()
-        if self.training and _counted is not None:
-            return self._normalised_by_counted(x, weight, bias)
+        if self.training and _included is not None:
+            return self._normalised_over_included(x, weight, bias)
         if not (self.training and self.sync and world_size() > 1):
             if self.training:
                 self.num_batches_tracked.add_(1)
@@ -115,8 +115,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         return y
 
-    def _normalised_by_counted(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Normalises x in training, with statistics of the pixels chosen by `counting_only`.
+    def _normalised_over_included(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Normalises x in training, with statistics of the pixels chosen by `statistics_of`.
 
         Args:
             x: (B, C, H, W), the features.
@@ -130,23 +130,23 @@ class BatchNorm2d(nn.BatchNorm2d):
         # the mask of included image pixels is sampled.
         rows, columns = (
             ((2 * torch.arange(coarse, device=x.device) + 1) * fine) // (2 * coarse)
-            for coarse, fine in zip(x.shape[2:], _counted.shape[2:], strict=True)
+            for coarse, fine in zip(x.shape[2:], _included.shape[2:], strict=True)
         )
         is_synced = self.sync and world_size() > 1
         over_ranks = all_reduce if is_synced else (lambda tensor: tensor)
-        mask = _counted[:, :, rows][:, :, :, columns]
+        mask = _included[:, :, rows][:, :, :, columns]
         if mask.numel() * (world_size() if is_synced else 1) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {x.shape}"
             )
-        counted, everything = over_ranks(
+        num_included, num_pixels = over_ranks(
             torch.stack([mask.sum(), torch.ones_like(mask).sum()]).float()
         )
         # Include all pixels if at most one is included, since one pixel has no variance. This
         # occurs in coarse features if the included part of the images is smaller than a feature's
         # pixel.
-        mask = mask | (counted <= 1)
-        count = torch.where(counted > 1, counted, everything)
+        mask = mask | (num_included <= 1)
+        count = torch.where(num_included > 1, num_included, num_pixels)
 
         # Compute mean and variance by differentiable operations, so that autograd gives the
         # gradient.

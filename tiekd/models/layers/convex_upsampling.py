@@ -117,9 +117,9 @@ def bilinear_weights(factor: int) -> Tensor:
     with torch.device("cpu"):
         # Compute the distance of each pixel from the centre of its cell (coarse pixel), in cells,
         # and from it the bilinear weights of the cell and its two neighbours.
-        place = (torch.arange(factor) + 0.5) / factor - 0.5
+        position = (torch.arange(factor) + 0.5) / factor - 0.5
         centres = torch.tensor([-1.0, 0.0, 1.0])
-        shares = (1 - (centres[:, None] - place).abs()).clamp(min=0)
+        shares = (1 - (centres[:, None] - position).abs()).clamp(min=0)
         weights = shares[:, None, :, None] * shares[None, :, None, :]
         return weights.reshape(NEIGHBOURS, factor**2)
 

@@ -93,7 +93,11 @@ class PointwiseConv(nn.Conv2d):
             convolution's zero padding has no bias.
         """
         parameters = next_weight, self.weight, self.bias
-        return self._merged(*parameters) if _keeps_all() else _checkpoint(self._merged, *parameters)
+        return (
+            self._merged(*parameters)
+            if _recomputes_nothing()
+            else _checkpoint(self._merged, *parameters)
+        )
 
     def _merged(self, next_weight: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the results of `merged`, with this module's weight and bias as arguments.
@@ -172,12 +176,14 @@ class UpsampledConv(Conv2d):
             else:
                 x = pointwise(x)
         arguments = x, size, skip, weight
-        if not (self.plain or _keeps_all()) and convolution.wants_products(x, weight, size):
+        if not (self.plain or _recomputes_nothing()) and convolution.wants_products(
+            x, weight, size
+        ):
             y = _ByProducts.apply(x, size, skip, weight, self.bias)
         else:
             y = (
                 self._convolve(*arguments)
-                if self.plain or _keeps_all()
+                if self.plain or _recomputes_nothing()
                 else _checkpoint(self._convolve, *arguments)
             )
         if bias_weight is None:
@@ -185,7 +191,7 @@ class UpsampledConv(Conv2d):
         return y.add_(conv2d(y.new_ones(1, 1, *size), bias_weight, padding=1))
 
     @torch.no_grad()
-    def take_in(self, pointwise: PointwiseConv) -> None:
+    def merge_pointwise(self, pointwise: PointwiseConv) -> None:
         """Merges a 1x1 convolution into this convolution permanently, in place, for inference.
 
         This changes the state dict. Afterwards the argument x of `forward` must have the number of
@@ -392,7 +398,7 @@ class UpsampleByProducts(torch.autograd.Function):
         return summed.view(batch_size, height, width, channels).permute(0, 3, 1, 2), None
 
 
-def _keeps_all() -> bool:
+def _recomputes_nothing() -> bool:
     """Returns True if no intermediate tensor should be recomputed in backward.
 
     This is the case without gradients, and under torch.compile, which decides itself what to save
@@ -426,6 +432,6 @@ def _shares(small: int, large: int, dtype: torch.dtype, device: torch.device) ->
         value j.
     """
     step = (small - 1) / max(large - 1, 1)
-    place = torch.arange(large, dtype=torch.float64, device=device) * step
-    distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - place).abs()
+    position = torch.arange(large, dtype=torch.float64, device=device) * step
+    distance = (torch.arange(small, dtype=torch.float64, device=device)[:, None] - position).abs()
     return (1 - distance).clamp_(min=0).to(dtype)

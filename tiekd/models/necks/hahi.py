@@ -103,7 +103,7 @@ class Hahi(nn.Module):
         position = torch.cat(
             [sine_positions(size, self.width, device) + level for size, level in embedded], dim=1
         )
-        centres = torch.cat([cell_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
+        centres = torch.cat([pixel_centres(size, device) for size in sizes], dim=1).unsqueeze(2)
         tokens = self.self_attention(tokens, position, tokens, sizes, centres)
 
         # Reshape the finest feature's pixels to queries, which attend to the tokens.
@@ -161,7 +161,7 @@ def to_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def cell_centres(size: tuple[int, int], device: torch.device) -> Tensor:
+def pixel_centres(size: tuple[int, int], device: torch.device) -> Tensor:
     """Returns the normalised coordinates of the centres of a feature's pixels.
 
     Args:

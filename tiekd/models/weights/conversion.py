@@ -32,13 +32,13 @@ class Conversion(NamedTuple):
         tensors: the converted tensors by their new names.
         report: the comparison of the tensors with the recipe's network, by this project's names.
             Missing batch counters of norms aren't listed; an entry of `misfit` states both shapes.
-        dead: names of tensors that the published file contains but the published network doesn't
+        unused: names of tensors that the published file contains but the published network doesn't
             use.
     """
 
     tensors: dict[str, Tensor]
     report: Report
-    dead: list[str]
+    unused: list[str]
 
 
 def from_published(source: str | Path, network_node: dict) -> Conversion:
@@ -63,9 +63,9 @@ def from_published(source: str | Path, network_node: dict) -> Conversion:
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
     unknown = state_dicts.unknown(state)
-    dead = [name for name in state_dicts.dropped(state, head) if name not in unknown]
+    unused = [name for name in state_dicts.dropped(state, head) if name not in unknown]
     report = _report(ours, network_node)
-    return Conversion(ours, report._replace(unexpected=report.unexpected + unknown), dead)
+    return Conversion(ours, report._replace(unexpected=report.unexpected + unknown), unused)
 
 
 def to_published(source: str | Path, network_node: dict) -> Conversion:
@@ -121,9 +121,9 @@ def summary(conversion: Conversion) -> str:
     lines = [f"matched: {len(conversion.report.matched)}"]
     for kind, names in _kinds(conversion.report).items():
         lines += [f"{kind}: {len(names)}", *(f"  {name}" for name in names)]
-    if conversion.dead:
-        lines += [f"dead in the published network, left out: {len(conversion.dead)}"]
-        lines += [f"  {name}" for name in conversion.dead]
+    if conversion.unused:
+        lines += [f"unused by the published network, left out: {len(conversion.unused)}"]
+        lines += [f"  {name}" for name in conversion.unused]
     return "\n".join(lines)
 
 

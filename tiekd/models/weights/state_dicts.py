@@ -84,11 +84,11 @@ def read_checkpoint(path: str | Path) -> dict:
         # Report a truncated file: torch then seeks to a negative position, which raises EINVAL.
         if error.errno == errno.EINVAL:
             raise CheckpointError(
-                f"{path}: torn, or not torch's (cut at {path.stat().st_size} bytes); copy or save "
-                "it again"
+                f"{path}: truncated, or not a torch file (cut at {path.stat().st_size} bytes); "
+                "copy or save it again"
             ) from None
         raise CheckpointError(f"{path}: can't be read ({error.strerror})") from None
-    except Exception as error:  # noqa: BLE001 - a torn pickle raises any type
+    except Exception as error:  # noqa: BLE001 - a truncated pickle raises any type
         foreign = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if foreign:
             raise CheckpointError(
@@ -96,7 +96,8 @@ def read_checkpoint(path: str | Path) -> dict:
                 "save its state dict alone"
             ) from None
         raise CheckpointError(
-            f"{path}: torn, or not torch's ({type(error).__name__}); copy or save it again"
+            f"{path}: truncated, or not a torch file ({type(error).__name__}); copy or save it "
+            "again"
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(
@@ -157,7 +158,7 @@ def from_published(state: Mapping, head: str | None = None) -> dict[str, Tensor]
     """
     ours = _translated(state, head)
     if not ours:
-        names = ", ".join(list(_bare(state))[:LISTED]) or "nothing"
+        names = ", ".join(list(_without_prefix(state))[:LISTED]) or "nothing"
         raise CheckpointError(
             f"not a published checkpoint: it holds {names}; names like {NAMES[-1][0]} are expected"
         )
@@ -174,8 +175,8 @@ def dropped(state: Mapping, head: str | None = None) -> list[str]:
         state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
         head: "dpm" or "sigmoid", the kind of the head; None infers it, as in `from_published`.
     """
-    bare = _bare(state)
-    return sorted(set(bare) - set(_translated(state, head)))
+    tensors = _without_prefix(state)
+    return sorted(set(tensors) - set(_translated(state, head)))
 
 
 def unknown(state: Mapping) -> list[str]:
@@ -186,7 +187,9 @@ def unknown(state: Mapping) -> list[str]:
     Args:
         state: a published checkpoint: a state dict, or a dict with an entry `state_dict`.
     """
-    return sorted(name for name in _bare(state) if _renamed(name, _FROM_PUBLISHED) is None)
+    return sorted(
+        name for name in _without_prefix(state) if _renamed(name, _FROM_PUBLISHED) is None
+    )
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -251,13 +254,17 @@ def load_into(
     report = compare(network, state)
     complaints = [
         f"{name} (got {_shape(state[name])}, wanted {_shape(own[name])})"
-        for name in _not(report.misfit, ignore)
+        for name in _not_matching(report.misfit, ignore)
     ]
     complaints += [
         f"{name} ({flaw})" for name in report.matched if (flaw := _flaw(state[name], own[name]))
     ]
-    complaints += [f"{name} (missing)" for name in _not(report.missing, [*ignore, COUNTERS])]
-    complaints += [f"{name} (not in the network)" for name in _not(report.unexpected, ignore)]
+    complaints += [
+        f"{name} (missing)" for name in _not_matching(report.missing, [*ignore, COUNTERS])
+    ]
+    complaints += [
+        f"{name} (not in the network)" for name in _not_matching(report.unexpected, ignore)
+    ]
     if complaints:
         more = f" and {len(complaints) - LISTED} more" if len(complaints) > LISTED else ""
         raise CheckpointError(
@@ -283,7 +290,7 @@ def _flaw(tensor: Tensor, own: Tensor) -> str | None:
     return None if tensor.isfinite().all() else "holds NaN or infinite numbers"
 
 
-def _bare(state: Mapping) -> dict[str, Tensor]:
+def _without_prefix(state: Mapping) -> dict[str, Tensor]:
     """Returns a published checkpoint's tensors by name, after removing the prefix `module.`.
 
     If the checkpoint contains an encoder only, so that no name begins with `backbone.` or
@@ -317,31 +324,29 @@ def _translated(state: Mapping, head: str | None) -> dict[str, tuple[str, Tensor
         published name -> (this project's name, tensor). Unknown names are left out.
     """
     assert head in (None, "dpm", "sigmoid"), head
-    bare = _bare(state)
-    bins = bare.get("decode_head.conv_out.0.weight")
+    tensors = _without_prefix(state)
+    bins = tensors.get("decode_head.conv_out.0.weight")
     if head is None:
         # Recognise AdaBins by its transformer. Its number of bins doesn't decide: a published
         # sigmoid head has an unused layer with as many channels.
-        adaptive = any(name.startswith(VIT) for name in bare)
+        adaptive = any(name.startswith(VIT) for name in tensors)
         has_bins = bins is not None and bins.shape[0] != LEFTOVER_BINS
         head = "dpm" if adaptive or has_bins else "sigmoid"
 
     # Collect the prefixes of tensors that the published network doesn't use.
-    dead = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
-    if "decode_head.conv_list.4.convA.conv.weight" in bare:
+    unused = ["decode_head.conv_depth." if head == "dpm" else "decode_head.conv_out.", *CLASSIFIERS]
+    if "decode_head.conv_list.4.convA.conv.weight" in tensors:
         # The decoder has a fifth level, so the finest feature has stride 2. One upsampling block
         # then reaches the image's size, so the second one, upsample_custom2, isn't used.
-        dead.append("decode_head.upsample_custom2.")
-    living = {
+        unused.append("decode_head.upsample_custom2.")
+    used = {
         name: tensor
-        for name, tensor in bare.items()
-        if not name.startswith(tuple(dead)) and not name.endswith(TABLES)
+        for name, tensor in tensors.items()
+        if not name.startswith(tuple(unused)) and not name.endswith(TABLES)
     }
-    renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in living}
+    renamed = {name: _renamed(name, _FROM_PUBLISHED) for name in used}
     return {
-        name: (renamed[name], tensor)
-        for name, tensor in living.items()
-        if renamed[name] is not None
+        name: (renamed[name], tensor) for name, tensor in used.items() if renamed[name] is not None
     }
 
 
@@ -375,7 +380,7 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile("".join(parts))
 
 
-def _not(names: list[str], patterns: Sequence[str]) -> list[str]:
+def _not_matching(names: list[str], patterns: Sequence[str]) -> list[str]:
     """Returns those of `names` that match none of the glob `patterns`, in the same order."""
     return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 

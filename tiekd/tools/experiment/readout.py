@@ -53,7 +53,7 @@ class ReadoutPredictor(NamedTuple):
         features = network.features(image)
         depth = readouts.in_strips(self._read, features, network.head.probabilities)
         depth = network.upsampled(network.in_metres(depth, focal), features, size, smooth=False)
-        return readouts.on_image_grid(depth, size, smooth=False)
+        return readouts.resize_to_image(depth, size, smooth=False)
 
     def _read(self, probabilities: Tensor) -> Tensor:
         centres = bin_centres(self.network.head.edges)

@@ -29,7 +29,7 @@ from tiekd.data.file_fingerprints import crc
 from tiekd.distributed import process_group
 from tiekd.errors import DataError
 from tiekd.evaluation import compare, floors
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.files import append_line, replace_text, sync
@@ -73,45 +73,46 @@ def run(path: Path) -> None:
         # frames are skipped.
         training = partial(build_dataset, data, "train", as_evaluated=True)
         rule = scene_rule(job["scenes"], Path())
-        entrants, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
+        predictors, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
     else:
         named = [(job["recipe"], job["weights"])]
-        networks = compare.entrants(named, overrides, recipe.evaluation.flip, device)
-        entrant = next(iter(networks.values()))
-        _check(entrant, frames, job)
-        entrants = {name: _read(entrant, readout) for name, readout in job["readouts"].items()}
+        networks = compare.load_networks(named, overrides, recipe.evaluation.flip, device)
+        predictor = next(iter(networks.values()))
+        _check(predictor, frames, job)
+        predictors = {name: _read(predictor, readout) for name, readout in job["readouts"].items()}
     # Evaluate the predictors, and write all results in one step, which marks the job as finished.
     found = {
-        name: _figures(entrant, frames, protocol, device, recipe)
-        for name, entrant in entrants.items()
+        name: _figures(predictor, frames, protocol, device, recipe)
+        for name, predictor in predictors.items()
     }
     plain = {name: [each.as_json() for each in figures] for name, figures in found.items()}
     content = {"made_from": job["made_from"], "figures": plain, "left_out": left_out}
     replace_text(Path(job["out"]), json.dumps(content, allow_nan=False) + "\n")
 
 
-def _read(entrant: Entrant, readout: str) -> Entrant:
+def _read(predictor: EvaluatedPredictor, readout: str) -> EvaluatedPredictor:
     """Returns a network whose depth is computed by another readout of its distribution over bins.
 
     Args:
-        entrant: the network with its own readout, the mean.
+        predictor: the network with its own readout, the mean.
         readout: "mean", "mode" (most probable bin) or "local" (mean around the mode).
 
     Returns:
-        The network as an Entrant, i.e. with a function from images to depth; unchanged for "mean".
+        The network with a function from images to depth that uses this readout; for "mean" the
+        argument itself.
     """
     if readout == "mean":
-        return entrant
-    return entrant._replace(predict=ReadoutPredictor(entrant.predict.network, readout))
+        return predictor
+    return predictor._replace(predict=ReadoutPredictor(predictor.predict.network, readout))
 
 
 def _figures(
-    entrant: Entrant, frames, protocol: EvaluationProtocol, device, recipe: Recipe
+    predictor: EvaluatedPredictor, frames, protocol: EvaluationProtocol, device, recipe: Recipe
 ) -> list[FrameFigures]:
     """Evaluates one predictor, and returns a list with the errors of each frame.
 
     Args:
-        entrant: the predictor.
+        predictor: the predictor to evaluate.
         frames: the dataset of evaluation frames.
         protocol: depth range, crop and batch size.
         device: the predictor's device.
@@ -119,16 +120,16 @@ def _figures(
     """
     aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
     result = compare.evaluate(
-        entrant, frames, protocol, device, recipe.loading, sys.stderr, [aligned]
+        predictor, frames, protocol, device, recipe.loading, sys.stderr, [aligned]
     )
     return aligned.figures(result.frames)
 
 
-def _check(entrant: Entrant, frames, job: dict) -> None:
+def _check(predictor: EvaluatedPredictor, frames, job: dict) -> None:
     """Checks that a network can predict the frames, and wasn't trained on any of them.
 
     Args:
-        entrant: the network.
+        predictor: the network.
         frames: the dataset of evaluation frames.
         job: the content of the job's JSON file.
 
@@ -136,16 +137,16 @@ def _check(entrant: Entrant, frames, job: dict) -> None:
         UserError: a frame is too small, its focal length is needed and not known, or it is a
             training frame.
     """
-    least_size.check_frames(frames, entrant.resize, entrant.least_side, "data.resize")
-    if entrant.needs_focal:
-        require_focals(frames, entrant.resize, "val")
-    seen = compare.overlaps({job["title"]: entrant}, frames)[job["title"]]
+    least_size.check_frames(frames, predictor.resize, predictor.least_side, "data.resize")
+    if predictor.needs_focal:
+        require_focals(frames, predictor.resize, "val")
+    seen = compare.overlaps({job["title"]: predictor}, frames)[job["title"]]
     # Refuse even a single frame, about which bin/evaluate.py only warns, because an experiment's
     # results are published as claims.
     if seen is not None and seen.seen:
         raise DataError(
-            f"{job['title']}: {seen}, so the figures would say nothing of new images; give lists "
-            "without common frames"
+            f"{job['title']}: {seen}, so the metrics would not be valid for new images; "
+            "give lists without common frames"
         )
 
 

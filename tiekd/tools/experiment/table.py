@@ -453,7 +453,7 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
         ours: name of the first row.
         theirs: name of the second row.
     """
-    if result.is_resolved and p < SIGNIFICANT:
+    if result.is_significant and p < SIGNIFICANT:
         better, worse = (ours, theirs) if result.difference < 0 else (theirs, ours)
         return f"{better} beats {worse}"
     # State only the first reason that applies; reasons that the user can change are checked first.
@@ -463,7 +463,7 @@ def verdict(result: Comparison, p: float, ours: str, theirs: str) -> str:
         why = f"{result.scenes} scenes, at least {intervals.MIN_SCENES} are needed"
     elif math.isnan(result.difference):
         why = "a figure is not finite"
-    elif result.only_frames:
+    elif result.significant_over_frames_only:
         why = "frames support it, scenes don't"
     elif not result.over_scenes.excludes_zero:
         why = "scenes don't support it"
@@ -497,7 +497,7 @@ def _comparisons_not_won(figures: Figures, row: str) -> list[dict]:
             result = figures.compare(row, floor, metric)
             # Add the comparison unless the row is certainly better. A row that may be equal doesn't
             # beat the floor.
-            if not (result.is_resolved and result.difference < 0):
+            if not (result.is_significant and result.difference < 0):
                 told = verdict(result, result.p, row, floor)
                 lost.append({"floor": floor, "metric": metric, **_numbers(result), "verdict": told})
     return lost

@@ -17,7 +17,7 @@ from tiekd.data import least_size, trained_on
 from tiekd.data.build import DataSettings, build_dataset
 from tiekd.errors import UserError
 from tiekd.evaluation.agreement import Reference
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.tools.evaluate import teacher_reference
 from tiekd.tools.report import measure, shown_frames
 from tiekd.tools.report.content import Content, Evaluation
@@ -29,14 +29,14 @@ from tiekd.training.settings import Recipe
 _SAMPLE = 32  # largest number of training frames, and of frames compared with the teacher
 
 
-def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float | None:
+def evaluate(content: Content, student: EvaluatedPredictor, device: torch.device) -> float | None:
     """Evaluates the student on validation and some training frames, and draws some frames.
 
     The worst, median and best validation frames are drawn. The results are stored in `content`.
 
     Args:
         content: The content of the report, which is filled in.
-        entrant: The student.
+        student: The student.
         device: The device of student and teacher.
 
     Returns:
@@ -57,12 +57,12 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
         scores_teacher = recipe.scores_teacher
         data = (recipe if scores_teacher else recipe.without_teacher()).dataset
         frames = build_dataset(data, "val", as_evaluated=True, held_out=held_out)
-        least_size.check_frames(frames, entrant.resize, entrant.least_side, "data.resize")
-        if entrant.needs_focal:
-            require_focals(frames, entrant.resize, "val")
+        least_size.check_frames(frames, student.resize, student.least_side, "data.resize")
+        if student.needs_focal:
+            require_focals(frames, student.resize, "val")
         reference = teacher_reference(recipe, frames, device) if scores_teacher else None
         content.validation = _measured(
-            entrant, frames, len(frames), recipe, "val", reference, device
+            student, frames, len(frames), recipe, "val", reference, device
         )
     except (UserError, OSError) as error:
         left_out.append(f"Everything about validation frames: {error}")
@@ -75,7 +75,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
         training = build_dataset(data, "train", as_evaluated=True, held_out=names)
         sample = measure.spaced(training, _SAMPLE)
         seen = None if reference is None else teacher_reference(recipe, training, device)
-        content.training = _measured(entrant, sample, len(training), recipe, "train", seen, device)
+        content.training = _measured(student, sample, len(training), recipe, "train", seen, device)
     # Also compare with the teacher if the metrics above are against ground truth. Use only some
     # frames, because running a teacher is slow.
     teacher_data = None if reference is None else (frames, reference)
@@ -84,7 +84,7 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
             teacher_data = _build_teacher_data(recipe, data, names, device)
             sample = measure.spaced(teacher_data[0], _SAMPLE)
             content.agreement = _measured(
-                entrant, sample, len(frames), recipe, "val", teacher_data[1], device
+                student, sample, len(frames), recipe, "val", teacher_data[1], device
             )
     # Draw the pictures last: frames are chosen by their metrics, and must be read again.
     with attempt(content, "Pictures of frames"):
@@ -93,15 +93,15 @@ def evaluate(content: Content, entrant: Entrant, device: torch.device) -> float 
             frames,
             teacher_data,
             scores_teacher,
-            WatchedPredictor(entrant.predict.network, entrant.predict.flip),
-            entrant.resize,
+            WatchedPredictor(student.predict.network, student.predict.flip),
+            student.resize,
             device,
         )
-    return _median_focal(frames, entrant)
+    return _median_focal(frames, student)
 
 
 def _measured(
-    entrant: Entrant,
+    student: EvaluatedPredictor,
     frames: Dataset,
     num_split_frames: int,
     recipe: Recipe,
@@ -112,7 +112,7 @@ def _measured(
     """Evaluates the student on some frames by the recipe's protocol.
 
     Args:
-        entrant: The student.
+        student: The student.
         frames: The frames.
         num_split_frames: Number of frames of the split from which these frames were taken.
         recipe: The recipe.
@@ -126,7 +126,7 @@ def _measured(
     protocol = replace(recipe.protocol(split), reference=reference)
     if not hasattr(frames, "image_sizes"):
         protocol = measure.one_by_one(protocol)
-    measured = measure.evaluate(entrant, frames, protocol, device, recipe.loading, sys.stderr)
+    measured = measure.evaluate(student, frames, protocol, device, recipe.loading, sys.stderr)
     return Evaluation(measured, protocol, num_split_frames)
 
 
@@ -202,9 +202,9 @@ def _changes(content: Content, frames: Dataset) -> list[str]:
     return found
 
 
-def _median_focal(frames: Dataset, entrant: Entrant) -> float | None:
+def _median_focal(frames: Dataset, student: EvaluatedPredictor) -> float | None:
     try:
-        found = require_focals(frames, entrant.resize, "val")
+        found = require_focals(frames, student.resize, "val")
     except UserError:
         return None
     return sorted(found)[len(found) // 2] if found else None

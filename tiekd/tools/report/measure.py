@@ -25,7 +25,7 @@ from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import Loading
 from tiekd.data.resize import Resize
 from tiekd.evaluation import compare, metrics, sigma_quality
-from tiekd.evaluation.compare import Entrant, Result
+from tiekd.evaluation.compare import EvaluatedPredictor, Result
 from tiekd.evaluation.evaluate import EvaluationProtocol
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
@@ -101,7 +101,7 @@ class WatchedPredictor:
 
     def __init__(self, network: Network, flip: bool):
         self.network, self.flip = network, flip
-        self.spread = Spread(network.head) if Spread.is_in(network.head) else None
+        self.spread = Spread(network.head) if Spread.supports(network.head) else None
         self.depth: Tensor | None = None
         self.excess: Tensor | None = None
         self.change: Tensor | None = None
@@ -197,7 +197,7 @@ class _Pixels:
 
 
 def evaluate(
-    entrant: Entrant,
+    student: EvaluatedPredictor,
     frames: Dataset,
     protocol: EvaluationProtocol,
     device: torch.device,
@@ -207,7 +207,7 @@ def evaluate(
     """Evaluates a student on all frames of a dataset.
 
     Args:
-        entrant: The student, as `compare.entrants` returns it.
+        student: The student, as `compare.load_networks` returns it.
         frames: The dataset.
         protocol: The evaluation's crop, depth range, flip averaging and reference.
         device: The student's device.
@@ -220,10 +220,10 @@ def evaluate(
     Raises:
         DataError: A frame can't be read.
     """
-    predictor = WatchedPredictor(entrant.predict.network, entrant.predict.flip)
-    pixels = _Pixels(predictor, protocol, entrant.resize, len(frames))
+    predictor = WatchedPredictor(student.predict.network, student.predict.flip)
+    pixels = _Pixels(predictor, protocol, student.resize, len(frames))
     aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
-    watched = entrant._replace(predict=predictor)
+    watched = student._replace(predict=predictor)
     watchers = [aligned, pixels]
     result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
     kept = [pixels.kept[index] for index in sorted(pixels.kept)]

@@ -119,7 +119,9 @@ def collect(
     chosen = recipe.one_set(data_set)
     named = [(str(recipe_path), str(where.work_dir))]
     try:
-        (entrant,) = compare.entrants(named, overrides, recipe.evaluation.flip, device).values()
+        (student,) = compare.load_networks(
+            named, overrides, recipe.evaluation.flip, device
+        ).values()
     except CheckpointError as error:
         if not str(error).startswith("there are no weights"):
             raise
@@ -128,16 +130,16 @@ def collect(
             f"{error} yet; they come with the first evaluation or checkpoint, and {command} "
             "resumes a run that stopped"
         ) from None
-    network = entrant.predict.network
+    network = student.predict.network
     content = Content(
         name=where.work_dir.name,
         time=datetime.now().strftime("%Y-%m-%d %H:%M"),
         place=where,
         recipe=recipe,
         data_set=chosen,
-        records=records.read(where.work_dir, entrant.weights),
+        records=records.read(where.work_dir, student.weights),
         parameters=sum(each.numel() for each in network.parameters()),
-        resize=entrant.resize,
+        resize=student.resize,
         max_depth_m=network.max_depth,
     )
     content.left_out += content.records.left_out
@@ -148,11 +150,11 @@ def collect(
         )
     with evaluations.attempt(content, "The calibrated confidence"):
         content.calibration = calibrated.read(where.work_dir)
-    focal = evaluations.evaluate(content, entrant, device)
+    focal = evaluations.evaluate(content, student, device)
     # Measure latencies last, when no other work of this program slows them down.
     size = _image_size(content)
     content.timings = [exports.of_file(path, size) for path in where.exports]
-    content.timings = content.timings or [exports.of_network(network, entrant.resize, size)]
+    content.timings = content.timings or [exports.of_network(network, student.resize, size)]
     if content.validation is not None:
         content.suggestions = [
             each.of_set(chosen.name, recipe.node)

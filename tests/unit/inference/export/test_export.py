@@ -394,7 +394,7 @@ def test_export_check_compares_with_student(tmp_path, dpm, monkeypatch):
     def blended(values, size, _smooth):
         return nn.functional.interpolate(values, size=size, mode="bilinear", align_corners=True)
 
-    monkeypatch.setattr(deployed, "on_image_grid", blended)
+    monkeypatch.setattr(deployed, "resize_to_image", blended)
     for readout in ("mode", "local"):
         with pytest.raises(ExportError, match="doesn't say what the network says"):
             write(tmp_path / "student.pt2", dpm, readout=readout)

@@ -329,12 +329,12 @@ def test_swin_drop_path_in_training_and_reproducible():
     block = Swin(16, (1, 1, 1, 2), (1, 2, 4, 8), drop_path=0.4).stages[3][1]
     ones = torch.ones(4000, 1, 1, 1)
     state = torch.get_rng_state()
-    dropped_once = block.train()._dropped(ones)
+    dropped_once = block.train()._drop_path(ones)
     assert torch.equal(dropped_once.unique(), torch.tensor([0, 1 / 0.6]))
     assert dropped_once.mean().item() == pytest.approx(1, abs=0.05)
     torch.set_rng_state(state)
-    assert torch.equal(block._dropped(ones), dropped_once)
-    assert torch.equal(block.eval()._dropped(ones), ones)
+    assert torch.equal(block._drop_path(ones), dropped_once)
+    assert torch.equal(block.eval()._drop_path(ones), ones)
 
 
 def test_swin_drop_path_rises_linearly():

@@ -139,7 +139,7 @@ def test_pretrained_without_connection_names_cache(no_connection, tmp_path):
 
 
 def test_pretrained_imagenet_from_hub_cache(no_connection, mobilenet, tmp_path):
-    """ImageNet weights are read from torch's hub cache, and a torn file is named."""
+    """ImageNet weights are read from torch's hub cache, and a truncated file is named."""
     cache = tmp_path / "torch" / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     torch.save(mobilenet.state_dict(), cache / FILE)
@@ -147,7 +147,7 @@ def test_pretrained_imagenet_from_hub_cache(no_connection, mobilenet, tmp_path):
     assert "from ImageNet weights of torchvision's mobilenet_v2" in pretrained.load(network)
     assert torch.equal(network.encoder.conv1.conv.weight, mobilenet.features[0][0].weight)
     (cache / FILE).write_bytes(b"torn")
-    assert f"{cache / FILE}: torn" in refused(pretrained="imagenet")
+    assert f"{cache / FILE}: truncated" in refused(pretrained="imagenet")
     assert no_connection == []
 
 

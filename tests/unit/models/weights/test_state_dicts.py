@@ -189,7 +189,7 @@ class RunsCode:
 
 
 def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
-    """A torn, foreign or unsafe file raises a CheckpointError of one line."""
+    """A truncated, foreign or unsafe file raises a CheckpointError of one line."""
     whole = tmp_path / "whole.pth"
     torch.save({"w": torch.zeros(1000)}, whole)
     (tmp_path / "torn.pth").write_bytes(whole.read_bytes()[:2000])
@@ -200,11 +200,11 @@ def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     reasons = {
         "none.pth": "no such file",
-        "torn.pth": "torn, or not torch's",
-        "empty.pth": "torn, or not torch's",
-        "text.pth": "torn, or not torch's",
+        "torn.pth": "truncated, or not a torch file",
+        "empty.pth": "truncated, or not a torch file",
+        "text.pth": "truncated, or not a torch file",
         "code.pth": "more than tensors and plain values .*eval",
-        "pickle.pth": "torn, or not torch's|more than tensors",
+        "pickle.pth": "truncated, or not a torch file|more than tensors",
         "list.pth": "holds a list; it must be a dict",
         "": "a folder, no checkpoint",
     }
@@ -219,10 +219,12 @@ def test_read_checkpoint_rejects_torn_or_unsafe_files(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [10, 400, 5000, 200_000])
-def test_read_checkpoint_calls_a_cut_file_torn(kept, tmp_path):
-    """A file that is cut anywhere is called torn, whatever the error of torch's reader."""
+def test_read_checkpoint_calls_a_cut_file_truncated(kept, tmp_path):
+    """A file that is cut anywhere is called truncated, whatever the error of torch's reader."""
     path = tmp_path / "torn.pth"
     torch.save({f"w{index}": torch.zeros(1000) for index in range(100)}, path)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="torn, or not torch's .*copy or save it again"):
+    with pytest.raises(
+        CheckpointError, match="truncated, or not a torch file .*copy or save it again"
+    ):
         read_checkpoint(path)

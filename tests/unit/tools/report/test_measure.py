@@ -7,7 +7,7 @@ from support.noise_frames import CPU, Frames, protocol
 from support.recipes import STUDENT
 
 from tiekd.data.loading.loader import Loading
-from tiekd.evaluation.compare import Entrant
+from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.sigma_quality import SigmaFrame
 from tiekd.models import flip
 from tiekd.models.build import build_network
@@ -54,9 +54,9 @@ class Wall(torch.nn.Module):
 
 
 def measured(network, **settings):
-    entrant = Entrant(flip.Predictor(network, True))
+    student = EvaluatedPredictor(flip.Predictor(network, True))
     loading = Loading(workers=0)
-    return measure.evaluate(entrant, Frames(), protocol(**settings), CPU, loading, None)
+    return measure.evaluate(student, Frames(), protocol(**settings), CPU, loading, None)
 
 
 def test_evaluate_measures_bias_over_pixels_that_count():

@@ -96,10 +96,12 @@ def test_document_figures_are_those_of_evaluate(html, accurate):
     """The metrics and errors by range are what bin/evaluate.py prints, to its digits."""
     found = accurate.validation
     recipe, work_dir = accurate.recipe, accurate.place.work_dir
-    (entrant,) = compare.entrants([(work_dir / "config.yaml", work_dir)], [], True, CPU).values()
+    (student,) = compare.load_networks(
+        [(work_dir / "config.yaml", work_dir)], [], True, CPU
+    ).values()
     names = inputs.held_out(accurate.records.inputs, recipe)
     frames = build_dataset(recipe.without_teacher().dataset, "val", held_out=names)
-    result = compare.evaluate(entrant, frames, found.protocol, CPU, recipe.loading, None)
+    result = compare.evaluate(student, frames, found.protocol, CPU, recipe.loading, None)
     table = report.comparison_table({"x": result.metrics}).splitlines()[1].split()[1:]
     cells = re.findall(r"<td>([^<]*)</td>", html)
     place = cells.index(table[0])
