@@ -4,7 +4,7 @@ Each machine is a set of namespaces for network, processes, host name and mounts
 interface that is connected to the other machine only, its own process ids, /etc/hosts, /run and ssh
 configuration, and it sees this machine's files. Its first process reads from a pipe that the test
 keeps open. When that process ends, the kernel kills all other processes of the machine and removes
-the interface. Left out: separate disks (see `hide`), and users other than root.
+the interface. Not covered: separate disks (see `hide`), and users other than root.
 """
 
 import os

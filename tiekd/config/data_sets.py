@@ -8,7 +8,7 @@ An entry has the keys of `data`, and those of KEYS. The name of a data set is it
 its `name`. Keys that apply to whole batches (SHARED) have the same value for all data sets: it is
 enough if one entry gives it, and an error if two entries give different values. `single_set_recipe`
 returns a recipe with one of the data sets alone, from which everything that concerns this set is
-built. Left out: building data sets, which tiekd/data/build.py does.
+built. Not covered: building data sets, which tiekd/data/build.py does.
 """
 
 import math

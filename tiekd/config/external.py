@@ -10,7 +10,7 @@ The search order is the same under every launcher:
 The folder that has the package is added at the end of sys.path. At the end it hides no installed
 package, and being in sys.path it also serves the package's own later imports and the data workers.
 Naming a module in a recipe runs the module's code, as any import does; nothing else in a recipe
-runs code. Left out: importing a module again when its file changes.
+runs code. Not covered: importing a module again when its file changes.
 """
 
 import importlib

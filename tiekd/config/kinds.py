@@ -4,9 +4,9 @@ The kind of a key is a type annotation: that of a parameter of a component's `bu
 its `options` (tiekd/config/build.py), or of a field of a section's dataclass.
 tiekd/config/recipe.py uses kinds to read the values of `--set` and to expand `~` in paths. Parsing
 takes some 5 ms per file, once; importing the file would also import torch, or run a user's module.
-Left out: constructors and `options` that are defined in another file; annotations with types other
-than built-in ones and those of `typing`, `collections.abc` and `pathlib`. A kind that can't be read
-is `Any`.
+Not covered: constructors and `options` that are defined in another file; annotations with types
+other than built-in ones and those of `typing`, `collections.abc` and `pathlib`. A kind that can't
+be read is `Any`.
 """
 
 import ast

@@ -3,7 +3,7 @@
 The annotations are those of the constructor that receives the value, such as `int | None`,
 `tuple[int, int]` or `Sequence[float]`. A YAML list is accepted for tuples and sequences, and a
 whole number for float; true and false are never numbers. `Path` accepts text, which becomes a Path
-unless the annotation also allows str. Left out: other annotations, which accept any value, and
+unless the annotation also allows str. Not covered: other annotations, which accept any value, and
 ranges, which the constructors check.
 """
 

@@ -4,8 +4,8 @@ The section describes a network, cached depth maps, or a module that `name` give
 tiekd/teachers/ or one outside the project. All other keys are passed to the module's `build`.
 Without the section the student learns from the ground truth. There may be several teachers: the
 student learns a mixture of the entries of `teachers`, or the mean of those of `teacher: {name:
-average, teachers: [...]}`. `TeacherList` contains all of them. Left out: building teachers, which
-tiekd/teaching.py does.
+average, teachers: [...]}`. `TeacherList` contains all of them. Not covered: building teachers,
+which tiekd/teaching.py does.
 """
 
 import difflib

@@ -21,8 +21,8 @@ Warnings, about frames that can be used:
 A wrong unit within these bounds can't be detected from one frame (KITTI's levels read as
 millimetres give a quarter of the distance). `Facts` therefore holds each frame's median, its depth
 map's levels (tiekd/data/depth_values.py) and whether EXIF turns its image, for the user to inspect.
-Costs one read of all files, two of the depth maps: some 30 ms per KITTI frame on one core. Left
-out: corruption that still decodes (a JPEG with wrong bytes in the middle), and images that look
+Costs one read of all files, two of the depth maps: some 30 ms per KITTI frame on one core. Not
+covered: corruption that still decodes (a JPEG with wrong bytes in the middle), and images that look
 alike but differ in a byte.
 """
 

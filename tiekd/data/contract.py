@@ -3,7 +3,7 @@
 Most mistakes would otherwise cause an unrelated error later. An image with values 0..1 instead of
 0..255 would cause no error at all, and the network would be trained on black images. A check costs
 two passes over the image, so the reader (loading/reader.py) checks only the first sample that each
-worker reads. Left out: depths in another unit than metres, which one sample can't show.
+worker reads. Not covered: depths in another unit than metres, which one sample can't show.
 """
 
 from typing import NoReturn

@@ -7,8 +7,8 @@ the file's end (`_TRAILER`) holds the size and modification time of the source, 
 file, and a checksum of everything before the trailer. bin/cache_frames.py writes the cache. Cache
 files of the format's first version, in which images aren't upright, are still read if their sources
 have no EXIF orientation. The cache takes 3.2 MB per KITTI frame with a teacher map, and a read
-costs one stat of the source. Left out: depth in NPY files, which needs no decoding, and verifying
-the checksum while training, which would read the whole file.
+costs one stat of the source. Not covered: depth in NPY files, which needs no decoding, and
+verifying the checksum while training, which would read the whole file.
 """
 
 import io

@@ -3,8 +3,8 @@
 `check_range` reads the ground truth of five frames before training and rejects depths that can't be
 metres. `levels_of` and `describe` collect statistics for bin/check_data.py, from which the user can
 tell a wrong unit or an unknown invalid value that can't be detected automatically. Reading a depth
-map takes 5 ms. Left out: frequent values in the middle of a floating-point map's range, since only
-its largest and smallest values are counted.
+map takes 5 ms. Not covered: frequent values in the middle of a floating-point map's range, since
+only its largest and smallest values are counted.
 """
 
 from collections import Counter

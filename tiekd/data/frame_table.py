@@ -3,7 +3,7 @@
 A `FrameTable` is a sequence of `Frame`s, each of which is made on access, in 3 us. Names and paths
 are bytes in one array (`Texts`). A camera is an index into the list of the distinct cameras
 (`Cameras`). Worker processes share the arrays with the main process: unlike Python objects, arrays
-have no reference counts for each frame, so reading a frame doesn't copy memory pages. Left out:
+have no reference counts for each frame, so reading a frame doesn't copy memory pages. Not covered:
 changing a table in place.
 """
 

@@ -3,7 +3,7 @@
 KITTI, NYU and a folder of the user's own images share this code: each of their modules describes
 its files and depth format in a `DatasetSplit`, and `Frames` reads the files. A frame without ground
 truth has depth 0 everywhere. Only paths are kept in memory, as a table of arrays
-(tiekd/data/frame_table.py). Left out: resizing (tiekd/data/resize.py), since evaluation compares
+(tiekd/data/frame_table.py). Not covered: resizing (tiekd/data/resize.py), since evaluation compares
 depths at the image's own size.
 """
 

@@ -7,8 +7,8 @@ are held out. Some frames before them, the fraction GAP of all, are then in neit
 on the same sequence are optimistic, which SAME_SEQUENCE says in the log.
 
 Folders are compared at the first level at which they differ: for a/left/1.png and b/left/1.png
-these are a and b. Left out: sequences that continue in another folder, such as the two images of a
-stereo pair; name whole sequences in data.val_split.
+these are a and b. Not covered: sequences that continue in another folder, such as the two images of
+a stereo pair; name whole sequences in data.val_split.
 """
 
 import hashlib

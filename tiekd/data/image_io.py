@@ -5,8 +5,8 @@ Pillow does all decoding and encoding, because torchvision's image functions are
 verified before decoding (`PIL.Image.verify`), because no decoder verifies those of the pixel data;
 this takes about 1.5 ms per megabyte. Reading a KITTI image takes some 20 ms, and reading its depth
 map 5 ms. Images and depth PNGs are returned upright, as their own EXIF orientation says
-(tiekd/data/orientation.py). Left out: formats that KITTI, NYU and common depth toolboxes don't use,
-animations, and images of more than LARGEST_PIXELS.
+(tiekd/data/orientation.py). Not covered: formats that KITTI, NYU and common depth toolboxes don't
+use, animations, and images of more than LARGEST_PIXELS.
 """
 
 import errno

@@ -9,7 +9,7 @@ Listed are also a teacher's anchor (the network whose depth gives a relative tea
 teachers of a teacher, and those of the initial weights, because a licence that restricts the use of
 their weights may restrict the use of the student. An empty list means that the student learned from
 ground truth alone. Weights without the key say nothing about teachers. Exported files contain the
-same list as JSON text. Left out: pretrained encoders and published initial weights, which aren't
+same list as JSON text. Not covered: pretrained encoders and published initial weights, which aren't
 teachers, and any judgement of a licence beyond its name.
 """
 

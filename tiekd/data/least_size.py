@@ -1,8 +1,9 @@
 """Refuses a resizing after which images are smaller than the network's largest stride.
 
 With such images a network computes a depth without an error, but each of its coarsest features sees
-only padding beside a pixel or two. The check reads three frames. Left out: images that are already
-that small in their files, which a user may want to predict, and single small frames of a dataset.
+only padding beside a pixel or two. The check reads three frames. Not covered: images that are
+already that small in their files, which a user may want to predict, and single small frames of a
+dataset.
 """
 
 from torch import nn

@@ -3,7 +3,7 @@
 Each folder, identified by device and inode, is entered once. Real folders are entered before links
 to folders, so that a file that has a path without links is listed under that path. The entries of a
 folder are sorted by name. Costs one scan of each folder, without a stat of each file: a million
-files take about a second. Left out: detecting links to the same file, so a file that is linked
+files take about a second. Not covered: detecting links to the same file, so a file that is linked
 twice is listed twice.
 """
 

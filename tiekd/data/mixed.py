@@ -2,7 +2,7 @@
 
 A sample states its data set and its targets: ground truth if its frame has some, and a teacher's
 depth if its data set has a teacher. tiekd/data/loading/mixing.py determines the order in which
-samples are read. Left out: evaluation, which uses each data set by itself.
+samples are read. Not covered: evaluation, which uses each data set by itself.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,8 @@
 """Checks that images and depth maps match by name, and reports files without a partner.
 
 The report guesses the rule by which the depth maps are named. The check takes some milliseconds if
-all files have a partner; if many of 24,000 don't, the guess takes some 2 s. Left out: pairing files
-by the guessed rule, since the user can rename or link them.
+all files have a partner; if many of 24,000 don't, the guess takes some 2 s. Not covered: pairing
+files by the guessed rule, since the user can rename or link them.
 """
 
 import os

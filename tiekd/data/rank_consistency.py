@@ -2,8 +2,8 @@
 
 On several machines, one rank may lack the permission to list a shared folder, or the copies of the
 files may differ. The check costs a hash of all names, some 80 ms for 24,000 frames, and one
-collective of 50 bytes per rank. The names themselves are sent only if the hashes differ. Left out:
-the contents of the files.
+collective of 50 bytes per rank. The names themselves are sent only if the hashes differ. Not
+covered: the contents of the files.
 """
 
 import hashlib

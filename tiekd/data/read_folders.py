@@ -1,7 +1,7 @@
 """Refuses output folders from which a dataset reads, so that no output becomes a frame.
 
 The dataset `folder` uses all files in and below its folders, so a depth map that is written there
-would be an image of the next run. The check compares paths, without listing a folder. Left out:
+would be an image of the next run. The check compares paths, without listing a folder. Not covered:
 datasets from outside tiekd, and NYU's folders of scenes, of which only files named in a split file
 are read.
 """

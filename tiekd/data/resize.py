@@ -13,8 +13,8 @@ centre. A teacher's map is averaged over the area of a new pixel if the area is 
 network's depth is resized to the image's own size by `at_own_size`, bilinearly or nearest, as the
 network's readout requires.
 
-Costs 4 ms in a worker for a KITTI image at half its size, 60 ms for one of 12 megapixels. Left out:
-sizes that change from batch to batch.
+Costs 4 ms in a worker for a KITTI image at half its size, 60 ms for one of 12 megapixels. Not
+covered: sizes that change from batch to batch.
 """
 
 import math

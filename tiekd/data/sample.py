@@ -1,6 +1,6 @@
 """One frame (`Sample`), as a dataset returns it and until it is collated to a batch.
 
-Left out: batches (tiekd/data/batch.py), and the functions that resize and augment a sample
+Not covered: batches (tiekd/data/batch.py), and the functions that resize and augment a sample
 (tiekd/data/resize.py, tiekd/data/augment/).
 """
 

@@ -3,7 +3,7 @@
 A source of sigma is a way to estimate the teacher's error per pixel. It is used only if it orders
 the teacher's actual errors better than chance. For each source the file holds how well it orders
 the errors, and the factors by depth that make sigma as large as the errors. A recipe names the file
-in `teacher.sigma`. Left out: the measurement (tiekd/evaluation/sigma_quality.py).
+in `teacher.sigma`. Not covered: the measurement (tiekd/evaluation/sigma_quality.py).
 """
 
 import json

@@ -2,11 +2,11 @@
 
 A line is `image ground_truth focal`, with `None` as ground truth for a frame without one. A file of
 image names alone, as KITTI's benchmark has for its test set, is read too. A path with a leading
-slash, as in NYU's published files, is relative to the data root. A million plain lines take some
-2 s and twice the file's bytes; lines with anything unusual are parsed one by one, at 5 us each.
-Bytes that aren't UTF-8 are decoded as Python decodes file names (surrogateescape), so that a split
-file can list any name. Left out: names with blanks and comma-separated values, for which an error
-is raised.
+slash, as in NYU's published files, is relative to the data root. A million plain lines take some 2
+s and twice the file's bytes; lines with anything unusual are parsed one by one, at 5 us each. Bytes
+that aren't UTF-8 are decoded as Python decodes file names (surrogateescape), so that a split file
+can list any name. Not covered: names with blanks and comma-separated values, for which an error is
+raised.
 """
 
 import math

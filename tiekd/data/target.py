@@ -3,7 +3,7 @@
 A teacher that gives one depth map returns it as a tensor. A teacher that gives several maps, or a
 standard deviation for each pixel, returns a `Target`. A DPM head learns all components of a
 `Target`; other heads and losses use the one map that `mean_depth` returns, which for a tensor is
-the tensor itself. Left out: estimating sigma, which teachers do, and limiting it, which the head
+the tensor itself. Not covered: estimating sigma, which teachers do, and limiting it, which the head
 does.
 """
 

@@ -10,7 +10,7 @@ The record has 8 bytes per frame. A training set of more than 100,000 frames is 
 whose names have a CRC-32 with at least `name_bits` trailing zero bits: the other frames' files
 aren't looked at. If several sets together have more hashes, only those with at least `zero_bits`
 trailing zero bits are kept. In both cases counts are estimates. Making the record costs one stat
-per file, half a second for 24,000 and at most two. Left out: images that were renamed or
+per file, half a second for 24,000 and at most two. Not covered: images that were renamed or
 re-encoded, datasets without files, and the frames that the teacher was trained on.
 """
 

@@ -2,7 +2,7 @@
 
 A hostfile has one line `NAME slots=N` for each machine, with its number of devices. If the hostfile
 doesn't exist, the launcher trains on this machine alone without an error. Other mistakes end in a
-traceback of the launcher. Left out: whether the machines can be reached.
+traceback of the launcher. Not covered: whether the machines can be reached.
 """
 
 import re

@@ -9,7 +9,7 @@ Ranks on the launcher's machine also watch `deepspeed` and pdsh, the program wit
 opens the ssh sessions. If only these two are killed, the ssh connections stay open, so ranks on the
 other machines don't notice it.
 
-Left out: other launchers (SLURM and similar ones end their processes themselves).
+Not covered: other launchers (SLURM and similar ones end their processes themselves).
 """
 
 import argparse

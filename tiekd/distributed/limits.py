@@ -1,7 +1,7 @@
 """Recognises errors that come from a process's limits: open files, threads, memory.
 
-Left out: limits at which the kernel kills a process (`ulimit -t`, a container's memory), since the
-process can't report anything then.
+Not covered: limits at which the kernel kills a process (`ulimit -t`, a container's memory), since
+the process can't report anything then.
 """
 
 import errno

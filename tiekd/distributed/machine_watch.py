@@ -7,7 +7,7 @@ machine counts as lost if it doesn't answer these for a minute. It also counts a
 delay, if its connection closes without the farewell byte that a finished rank sends. The cost is
 one thread and a few empty packets per minute.
 
-Left out: lost ranks on a machine that still runs; the launcher there ends the machine's other
+Not covered: lost ranks on a machine that still runs; the launcher there ends the machine's other
 ranks.
 """
 

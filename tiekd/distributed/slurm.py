@@ -1,8 +1,8 @@
 """Sets the environment variables of a launcher for `srun python bin/train.py RECIPE`.
 
 Each task of the job step is one rank. Its rank, the address of rank 0 and the port are derived from
-SLURM's environment variables. No other program is called, and the user needn't set anything. Left
-out: jobs of several components (`srun a : b`).
+SLURM's environment variables. No other program is called, and the user needn't set anything. Not
+covered: jobs of several components (`srun a : b`).
 """
 
 import os

@@ -6,7 +6,7 @@ after translating UUIDs to numbers with the help of nvidia-smi. As in CUDA, an e
 hides all GPUs; the ranks then run on the CPU. Only Python's standard library is imported, so the
 program starts without delay.
 
-Left out: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
+Not covered: ranks on several MIG instances (slices of a GPU), between which NCCL doesn't work.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Builds a DeepSpeed engine from a network, an optimizer and a resolved engine config.
 
-The project's only call of deepspeed.initialize is here. Left out: DeepSpeed's own optimizers and
+The project's only call of deepspeed.initialize is here. Not covered: DeepSpeed's own optimizers and
 schedulers; the training loop sets the learning rate at each iteration.
 """
 

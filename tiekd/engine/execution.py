@@ -19,7 +19,7 @@ which CPUs without bf16 arithmetic compute bf16 convolutions.
 
 `compile` compiles encoder, neck and decoder, each on its own; the head's kernel is not compiled. It
 costs a minute at the first iteration, at the first images of another size, and at the first
-TensorBoard image, whose batch has another size and is computed in eval mode. Left out: compiling
+TensorBoard image, whose batch has another size and is computed in eval mode. Not covered: compiling
 under ZeRO-3, which gathers weights by hooks inside the network; and DeepSpeed's own `compile`.
 """
 

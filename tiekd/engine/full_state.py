@@ -3,7 +3,7 @@
 DeepSpeed's own files can only be loaded on the same number of ranks and at the same ZeRO stage.
 With this module a run can resume on another number of ranks or at another stage, and every
 checkpoint has plain weights. Cost: one collective per tensor, and host memory on rank 0 for one
-copy of everything. Left out: DeepSpeed's offload to NVMe.
+copy of everything. Not covered: DeepSpeed's offload to NVMe.
 """
 
 from collections.abc import Iterator

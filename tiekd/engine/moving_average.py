@@ -14,7 +14,7 @@ launches one small kernel per parameter; in all other cases it launches only a f
 The average is saved and restored by parameter name, on any number of ranks and at any ZeRO stage.
 For that the average and the weights are exchanged, so that the average is gathered as weights are
 (engine/full_state.py). The exchange needs additional memory for 16 MB or for the largest parameter.
-Left out: offload to NVMe.
+Not covered: offload to NVMe.
 """
 
 from collections.abc import Iterator

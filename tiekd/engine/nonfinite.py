@@ -5,7 +5,7 @@ if its gradient isn't finite. This isn't enough in two cases, which this module 
 loss that isn't finite may have a finite gradient: the mean over zero pixels is NaN, but its
 gradient is 0. Second, BatchNorm updates its running statistics in the forward pass, before there is
 a gradient, and a NaN in them would stay for ever. Cost: one addition to the smallest gradient and
-four kernels per micro-batch. Left out: statistics that are finite but wrong because of extreme
+four kernels per micro-batch. Not covered: statistics that are finite but wrong because of extreme
 finite images.
 """
 

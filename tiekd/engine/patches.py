@@ -5,11 +5,11 @@ without the patch, the version in which that was seen, and the test that fails w
 When DeepSpeed is updated, try to leave out one patch after the other: a patch whose test passes
 without it is no longer needed.
 
-Left out: workarounds that change nothing in DeepSpeed. They are explained where they are used: the
-first optimizer step of fp16 without ZeRO in engine/build.py; clipping and the loss scale without
-ZeRO in engine/step.py; padded shards in engine/full_state.py. One setting is made before there is
-an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed op that isn't
-used.
+Not covered: workarounds that change nothing in DeepSpeed. They are explained where they are used:
+the first optimizer step of fp16 without ZeRO in engine/build.py; clipping and the loss scale
+without ZeRO in engine/step.py; padded shards in engine/full_state.py. One setting is made before
+there is an engine, in distributed/process_group.py, so that CPU ranks compile no DeepSpeed op that
+isn't used.
 """
 
 import contextlib

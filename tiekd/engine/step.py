@@ -1,7 +1,7 @@
 """Runs one micro-batch on a DeepSpeed engine: forward, backward, and the optimizer step.
 
 A loss or gradient that isn't finite makes all ranks skip the step, and running statistics keep
-their last finite values (engine/nonfinite.py). Cost: no host sync. Left out: the learning rate,
+their last finite values (engine/nonfinite.py). Cost: no host sync. Not covered: the learning rate,
 which the loop sets, and saving (engine/checkpoint.py).
 """
 

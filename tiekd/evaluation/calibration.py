@@ -24,7 +24,7 @@ within 10 % of the predicted depth.
 
 One temperature for all pixels hardly changes their order, and so hardly the sparsification. Pixels
 of a frame aren't independent, so with few frames the results are less certain than the number of
-pixels suggests. Left out: several temperatures, and confidence intervals.
+pixels suggests. Not covered: several temperatures, and confidence intervals.
 """
 
 import math

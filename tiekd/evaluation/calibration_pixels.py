@@ -8,8 +8,8 @@ frame's index, so that every call samples the same pixels.
 `sample_for_fit` returns the logits of the head's output pixel that covers each sampled pixel. They
 are at most MOST_LOGITS values in total: with many frames, fewer pixels of each frame are sampled.
 `measure_pixels` returns confidence and sigma of the image at its own size, as `load_student`
-computes them. Costs: a forward pass per frame; only one frame's maps are in memory at a time. Left
-out: several ranks.
+computes them. Costs: a forward pass per frame; only one frame's maps are in memory at a time. Not
+covered: several ranks.
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,7 +7,7 @@ such as that of the built-in scenes. It is this project's own, inspired by the b
 Koch et al. 2018 (arXiv 1805.01328), which measure where edges are, not which depths are predicted
 between the two surfaces.
 
-Left out: edges next to pixels without ground truth (the sky); and points nearer than the near
+Not covered: edges next to pixels without ground truth (the sky); and points nearer than the near
 surface or farther than the far one, which are depth errors but not mid-air points.
 """
 

@@ -6,7 +6,7 @@ between the near and the far surface. Median alignment multiplies a frame's pred
 ratio of the medians of true and predicted depth, so that a wrong global scale costs nothing.
 `AlignedFigures` is passed to `evaluate.evaluate` as a watcher. It costs two medians per frame and,
 with dense ground truth, some ten max-pools; each frame is a host sync, which an evaluation can
-afford. Left out: alignment by scale and shift, after which depth isn't metric any more.
+afford. Not covered: alignment by scale and shift, after which depth isn't metric any more.
 """
 
 import math

@@ -16,8 +16,8 @@ more than another. Two rows are compared on the same seeds and frames, by their 
   the other source of chance fixed, so both may exclude 0 too often when many seeds and scenes make
   both narrow.
 
-Pure functions of NumPy arrays, without torch. A comparison of 7 scenes and 41 frames takes about
-10 ms, and one of 30 scenes and 800 frames 0.3 s. Left out: intervals without the pairing, and
+Pure functions of NumPy arrays, without torch. A comparison of 7 scenes and 41 frames takes about 10
+ms, and one of 30 scenes and 800 frames 0.3 s. Not covered: intervals without the pairing, and
 weights of scenes.
 """
 

@@ -7,7 +7,7 @@ a GPU selecting them would force a host sync, so all pixels of the evaluated par
 summed with a mask, in some twenty passes. Predictions are not clamped: clamp them to the depth
 range first if the evaluation protocol says so.
 
-Left out: median scaling (metric depth needs none), metrics against the teacher's map, and
+Not covered: median scaling (metric depth needs none), metrics against the teacher's map, and
 gradients.
 """
 

@@ -2,8 +2,8 @@
 
 A frame is an image with its ground truth. `FrameRows` is passed to `evaluate.evaluate` as a
 watcher, which is called with the results of each batch. The results stay on the device until
-`FrameRows.gather`, which sends some 200 bytes per frame to every rank. Left out: errors per pixel,
-which tiekd/visualization/frame_pictures.py draws as images.
+`FrameRows.gather`, which sends some 200 bytes per frame to every rank. Not covered: errors per
+pixel, which tiekd/visualization/frame_pictures.py draws as images.
 """
 
 import csv

@@ -8,7 +8,7 @@ metres; a sigma that is a function of depth has no correlation at equal depth. T
 are means over images. In each range of depth, the ratio of errors to sigmas is the factor by which
 sigma has to be multiplied. All results have 95 % intervals of a bootstrap over images. Images of
 one scene aren't independent, so the intervals are too narrow for datasets with many images of few
-scenes. Left out: whether sigma helps a student to learn.
+scenes. Not covered: whether sigma helps a student to learn.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 It was trained on rendered streets alone, so it is a demo of what a prediction looks like: nearer
 and farther, not metres. Its recipe is students/baseline_lite0_scenes.yaml; its weights, in fp16,
-and their record are in model_configs/released/ and in the wheel, and are made by
-`python -m tiekd.tools.rebuild_student`. Left out: a download of weights.
+and their record are in model_configs/released/ and in the wheel, and are made by `python -m
+tiekd.tools.rebuild_student`. Not covered: a download of weights.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ bins. The cost is that of the network's forward pass at that resolution. Distrib
 bins are computed for some image rows at a time (tiekd/models/readout.py), so that they are never in
 memory as a whole. A network with `network.canonical_focal` needs each image's focal length:
 `student(image, focal=F)`. tiekd/models/confidence.py defines confidence and sigma; depth is the
-same bit for bit with and without them. Left out: flip averaging, and half precision.
+same bit for bit with and without them. Not covered: flip averaging, and half precision.
 """
 
 import math

@@ -9,7 +9,7 @@ thread processes its own tiles, so threads synchronise only at the end.
 
 Cost: four matrix products (the logits are computed twice); on a CPU all other operations take about
 half as long again. Temporary memory per thread is about six tiles, or forty for dense targets
-(`released`, or sigmas so large that most bins have mass). Left out: second derivatives.
+(`released`, or sigmas so large that most bins have mass). Not covered: second derivatives.
 """
 
 from collections.abc import Iterator

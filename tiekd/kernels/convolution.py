@@ -10,7 +10,7 @@ one thread). One matrix product for each of the nine kernel positions and each g
 bf16; a convolution converts them to fp32, accumulates in fp32 as native bf16 arithmetic does, and
 rounds the result to bf16.
 
-Left out: matrix products for strides, dilations and groups other than 1, and GPUs. Under
+Not covered: matrix products for strides, dilations and groups other than 1, and GPUs. Under
 torch.compile, all convolutions use torch's own operators.
 """
 

@@ -4,7 +4,7 @@ torch parallelises every operation over its thread pool and waits for the slowes
 operations there are thousands of synchronisations per step, and whenever another process occupies
 one core, all threads wait. Here each thread runs its operations alone, with one torch thread, and
 the threads synchronise only once, at the end. Threads outside the pool keep their number of torch
-threads. Left out: devices other than CPUs.
+threads. Not covered: devices other than CPUs.
 """
 
 import os

@@ -10,8 +10,8 @@ even on another CPU, so that its settings, and the results up to rounding, are t
 run.
 
 The instruction set is the best one that both ATen and oneDNN use, so ATEN_CPU_CAPABILITY and
-ONEDNN_MAX_CPU_ISA have an effect. Left out: GPUs; AMX, which is treated as AVX-512 with bf16; ARM
-and POWER, which have not been measured and use torch's defaults.
+ONEDNN_MAX_CPU_ISA have an effect. Not covered: GPUs; AMX, which is treated as AVX-512 with bf16;
+ARM and POWER, which have not been measured and use torch's defaults.
 """
 
 import json

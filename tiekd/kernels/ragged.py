@@ -6,8 +6,8 @@ bins. Here each Gaussian has its own number of bins. All windows are stored as o
 one for each Gaussian and bin of its window, ordered by Gaussian.
 
 Cost: about ten operations on the entries, of which there are e.g. 20 per pixel with sigma = 0.5 m
-and TIE-KD's 257 bins up to 80 m; temporary memory for ten numbers per entry. Left out: GPUs, where
-the host would wait for the number of entries.
+and TIE-KD's 257 bins up to 80 m; temporary memory for ten numbers per entry. Not covered: GPUs,
+where the host would wait for the number of entries.
 """
 
 from typing import NamedTuple

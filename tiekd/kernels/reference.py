@@ -5,7 +5,7 @@ logits the probabilities p. The depth is the mean of p. The divergence is KL(q |
 distribution q from p. Both are computed in the dtype of the bins' edges (float32 in training),
 whatever the dtype of the weights.
 
-Cost: memory for about eight (B, K, h, w) tensors at the peak of forward and backward. Left out:
+Cost: memory for about eight (B, K, h, w) tensors at the peak of forward and backward. Not covered:
 measures that save memory.
 """
 

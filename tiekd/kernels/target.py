@@ -14,7 +14,7 @@ built once per edges and sigma. With a sigma per pixel the centre is interpolate
 of many sigmas, which are built once per edges (13 MB and half a second for these 257 bins). If
 sigma varies per pixel, it is checked on a CPU only, since a check reads values and would be a host
 sync on a GPU; the DPM head clamps sigma to allowed values before. M components with one sigma each
-cost as much as M components with a common one, and memory for M tensors (B, K, H, W). Left out:
+cost as much as M components with a common one, and memory for M tensors (B, K, H, W). Not covered:
 gradients with respect to the target depth, which is treated as a constant.
 """
 

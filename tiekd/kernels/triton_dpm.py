@@ -25,7 +25,7 @@ times; a strip's logits' gradients, at most about STRIP_BYTES, are written once 
 (tools/benchmarks/head.py computes the lower bound of a head's time). The weights' gradient also
 reads the features from the L2 cache once per block of bins. float32 is multiplied as 3xTF32, which
 has float32's precision. In half precision the stored gradients are rounded, so the weights' and the
-bias's gradient are sums of rounded terms. Left out: float64, more than 256 channels (128 in
+bias's gradient are sums of rounded terms. Not covered: float64, more than 256 channels (128 in
 float32), more than 4 components, second derivatives.
 """
 

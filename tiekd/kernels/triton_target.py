@@ -12,7 +12,7 @@ around the bin's centre (one exponential per bin). Otherwise it is a difference 
 erfc, taken in the nearer tail.
 
 Cost: two maps (B, N, h, w) float32, or three with a map of sigmas or the target of TIE-KD's
-released code. Left out: float64.
+released code. Not covered: float64.
 """
 
 import math

@@ -5,7 +5,7 @@ an image's predicted depth bins towards the depths that occur in the target. The
 squared distance of each depth to its nearest centre, plus that of each centre to its nearest depth.
 The paper writes sums, but its code uses means; the paper's weight of 0.1 is for means. In one
 dimension nearest neighbours are found by sorting, so the cost is one sort of the depths, without a
-distance matrix. Left out: gradients for values other than the bin centres.
+distance matrix. Not covered: gradients for values other than the bin centres.
 """
 
 from typing import TYPE_CHECKING

@@ -2,8 +2,8 @@
 
 A user's own encoder or neck may return features of a wrong size. Without the checks this would
 cause an unrelated error in a later module, or wrong results without any error. The checks only read
-shapes, so they don't wait for the device. Left out: checks of the features' values, and of decoders
-and heads, whose output is resized to the image.
+shapes, so they don't wait for the device. Not covered: checks of the features' values, and of
+decoders and heads, whose output is resized to the image.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ distribution has two modes, and the mean is a depth between foreground and backg
 is no surface. The readouts `mode` and `local` give the depth of the higher mode instead. The
 functions are plain torch operations on whole (B, K, h, w) distributions, so they can be exported.
 `in_strips` applies them to strips, i.e. to a few image rows at a time, with about 64 MiB of
-temporary memory at any image size. Left out: bins that depend on the image.
+temporary memory at any image size. Not covered: bins that depend on the image.
 """
 
 from collections.abc import Callable

@@ -4,8 +4,8 @@ DA3METRIC gives canonical depth: metres = output * f / 300, where f is the focal
 the resized image that the network gets. DA3NESTED gives metres. The depth of other models is
 relative, and the recipe's `output` says what is unknown about it, such as a scale. Pixels that the
 network takes for sky get the student's largest depth; they are not marked as unknown. The package
-itself chooses a half precision. Left out: camera poses, and several views of one scene; each image
-is treated as a separate scene.
+itself chooses a half precision. Not covered: camera poses, and several views of one scene; each
+image is treated as a separate scene.
 """
 
 from dataclasses import dataclass

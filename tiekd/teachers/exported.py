@@ -4,8 +4,8 @@ The file doesn't say which preprocessing the network needs. So the recipe states
 deviation, range and size of the input, and the kind of the output. Images are resized to the
 network's input size by a bilinear filter with antialiasing, and the output is resized back
 bilinearly. So the lower the network's resolution is, the more blurred are edges in the output. ONNX
-files need `pip install 'tiekd[export]'`. Left out: networks with other inputs than one image, with
-channels in the last dimension, and with quantised (uint8) inputs.
+files need `pip install 'tiekd[export]'`. Not covered: networks with other inputs than one image,
+with channels in the last dimension, and with quantised (uint8) inputs.
 """
 
 import json

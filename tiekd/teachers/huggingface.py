@@ -4,7 +4,7 @@ The model is an `AutoModelForDepthEstimation`. Its own image processor preproces
 resizes the output to the size of the images. The kind of the output is read from the model's
 config. A folder is read without a network connection; a model on the hub is read from the local
 cache if it is there. Weights must be safetensors files, and no code of a model's repository is run.
-Needs `pip install 'tiekd[hf]'`. Left out: models that need other inputs than an image.
+Needs `pip install 'tiekd[hf]'`. Not covered: models that need other inputs than an image.
 """
 
 import json

@@ -6,7 +6,7 @@ An entry has the keys of a section `teacher`, and optionally `weight` and a cons
 pixels where only some teachers have a valid depth, the weights are normalised over these. A DPM
 head learns the mixture; any other head, and any other loss, learns the weighted mean of the depths.
 Cost: the sum of the teachers' costs; in the head, maps of sigma cost much more than constants
-(tiekd/kernels/target.py). Left out: weights that depend on depth (but a teacher's `sigma` may
+(tiekd/kernels/target.py). Not covered: weights that depend on depth (but a teacher's `sigma` may
 depend on it).
 """
 

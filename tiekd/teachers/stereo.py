@@ -7,7 +7,7 @@ focal length * baseline / disparity, 0 in pixels without a match, and its sigma 
 error of a disparity (tiekd/teachers/pairs/matching.py); a DPM head learns depth and sigma. The
 teacher needs no network, no GPU and no training, only OpenCV: `pip install 'tiekd[stereo]'`. The
 teacher reads whole images from their files and ignores augmentation, so its maps have to be cached.
-Left out: rectifying images, and depth for right images.
+Not covered: rectifying images, and depth for right images.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ A source of sigma is a way to estimate the teacher's error in each pixel, such a
 its depth for an image and the mirrored image. Each source is compared with the true errors on
 frames with ground truth (tiekd/evaluation/sigma_quality.py). The module writes the calibrations of
 all sources to a file, which a recipe can name in `teacher.sigma`, and an image of their
-sparsification curves. The teacher is built once for each source. Left out: the sigma of cached
+sparsification curves. The teacher is built once for each source. Not covered: the sigma of cached
 maps, and of teachers from outside the project.
 """
 

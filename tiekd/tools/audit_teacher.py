@@ -4,8 +4,8 @@ The measurements and their limits are defined in tiekd/evaluation/teacher_audit/
 to audit.json. audit.png shows the frame with the largest error, and the one with the median error.
 The teacher sees whole images, as when its maps are cached. With --sigma, its ways to estimate its
 own error in each pixel are measured, too, and their calibrations and sparsification curves written.
-The audit runs in one process. Left out: audits of ground truth, which bin/check_data.py checks, and
-the sigma of teachers from outside the project.
+The audit runs in one process. Not covered: audits of ground truth, which bin/check_data.py checks,
+and the sigma of teachers from outside the project.
 """
 
 import argparse

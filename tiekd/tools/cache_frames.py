@@ -6,7 +6,7 @@ is unchanged are kept. So a killed job, when it is started again, continues wher
 repeated job decodes only changed files. Several processes decode in parallel. Decoding a KITTI
 frame takes about 25 ms plus the write, verifying one about 3 ms.
 
-Left out: several machines that fill one folder at the same time.
+Not covered: several machines that fill one folder at the same time.
 """
 
 import argparse

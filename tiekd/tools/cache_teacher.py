@@ -10,8 +10,8 @@ If a recipe has several teachers, each has a folder of its own, and each is buil
 one has finished. For a teacher that gives a sigma, maps of sigma are written to the sub-folder
 `sigma`.
 
-Left out: folders that aren't shared by all machines; and replacing maps, since the maps of another
-teacher belong in another folder.
+Not covered: folders that aren't shared by all machines; and replacing maps, since the maps of
+another teacher belong in another folder.
 """
 
 import argparse

@@ -6,7 +6,7 @@ evaluates a few validation frames, and serialises a checkpoint without writing i
 and peak memory are those of the run. It writes nothing, reads no checkpoint of the run, and works
 while another process uses the work dir.
 
-Left out: the time to save checkpoints, and TensorBoard's images.
+Not covered: the time to save checkpoints, and TensorBoard's images.
 """
 
 import shutil

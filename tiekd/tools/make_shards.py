@@ -2,7 +2,7 @@
 
 The files are copied byte by byte: an image and its depth map keep their format, so the units of the
 recipe stay right. A camera that is known is written as KEY.json, where KEY is the image's name
-without its suffix. Left out: the crops kb_crop and nyu_crop, which the data set `shards` doesn't
+without its suffix. Not covered: the crops kb_crop and nyu_crop, which the data set `shards` doesn't
 support, and teacher maps, which are read from a folder of their own.
 """
 

@@ -12,7 +12,7 @@ With --check nothing is written. The new weights are compared with the stored on
 1 if neither the digests are equal nor the errors within 2 %.
 
 Weights of convolutions are stored in fp16, those of norms in fp32, because a small variance would
-be lost. Left out: errors on real images, which bin/evaluate.py measures.
+be lost. Not covered: errors on real images, which bin/evaluate.py measures.
 """
 
 import argparse

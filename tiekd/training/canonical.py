@@ -2,7 +2,7 @@
 
 Canonical depth is depth in metres times F / f. F is `canonical_focal`, the same for all images, and
 f is the focal length of the image at the network's input; both are in pixels. The cost is a read of
-each image's header at the start, 0.1 ms each, and two multiplications per batch. Left out: the
+each image's header at the start, 0.1 ms each, and two multiplications per batch. Not covered: the
 conversion of the output back to metres, which is part of the network (tiekd/models/network.py).
 """
 

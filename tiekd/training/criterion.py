@@ -8,7 +8,7 @@ means; with several data sets, over the images that have the term's target. If a
 an argument `iteration`, the number of finished iterations is passed to it. A loss with an attribute
 `needs_divergence = True` uses the divergence that a DPM head computes from its bins and the target
 depth. Shape and dtype of what a loss returns are checked at its first call, without waiting for the
-device. Left out: weights that change over time.
+device. Not covered: weights that change over time.
 """
 
 import inspect

@@ -1,8 +1,8 @@
 """The base class of hooks, which has one method for each moment of a run at which hooks are called.
 
 Hooks are called in the order of the run's list of hooks, on every rank; there are no priorities. A
-hook that needs another hook's result comes after that hook in the list. Left out: moments inside an
-iteration, which belong to the training loop.
+hook that needs another hook's result comes after that hook in the list. Not covered: moments inside
+an iteration, which belong to the training loop.
 """
 
 import difflib

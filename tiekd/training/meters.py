@@ -2,7 +2,7 @@
 
 Each scalar is summed on its own device, and the sums are reduced over the ranks once per window. An
 iteration costs a few tiny kernels and no host sync; the reduction costs one collective and one
-sync. Left out: statistics other than means of scalars.
+sync. Not covered: statistics other than means of scalars.
 """
 
 import math

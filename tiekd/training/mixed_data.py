@@ -3,7 +3,7 @@
 Everything that concerns a single set is built from `Recipe.data_sets`, which has for each set a
 recipe with this set alone. The sets share the network, its losses, and the size to which images are
 resized. Cost: as with one data set of the same size. In each batch, a set's teacher is called only
-for the images of that set. Left out: a batch size or a crop of its own for a single set.
+for the images of that set. Not covered: a batch size or a crop of its own for a single set.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -6,8 +6,8 @@
 
 `match` holds glob patterns of parameter names. A parameter belongs to the first group with a
 matching pattern. A parameter that no pattern matches is trained with the values outside `groups`.
-In every iteration a group's learning rate is the schedule's times the group's `lr_mult`. Left out:
-other values per group, and DeepSpeed's own optimizers.
+In every iteration a group's learning rate is the schedule's times the group's `lr_mult`. Not
+covered: other values per group, and DeepSpeed's own optimizers.
 """
 
 import inspect

@@ -7,8 +7,8 @@ run that was not interrupted.
 Each of the functions `one_cycle`, `cosine`, `step`, `poly` and `constant` returns that factor. Its
 argument `progress` is the number of finished iterations (or epochs, with `by: epoch`), and `span`
 is their number in the whole run. Its other arguments are keys of the recipe. `one_cycle` equals
-torch's OneCycleLR and mmcv's OneCycle, the others mmcv's updaters of the same names. Left out: the
-three-phase one-cycle, cyclic schedules and warm restarts, and any schedule that depends on the
+torch's OneCycleLR and mmcv's OneCycle, the others mmcv's updaters of the same names. Not covered:
+the three-phase one-cycle, cyclic schedules and warm restarts, and any schedule that depends on the
 loss.
 
     schedule: {name: one_cycle, div_factor: 25, final_div_factor: 100, cycle_momentum: true}

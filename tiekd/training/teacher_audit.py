@@ -4,7 +4,7 @@ The teacher is called on each of a few frames. If it computes its depth from ima
 second time with red and blue exchanged, and a third time with a part of the image covered. The
 audit stops a run if the measurements prove that the teacher's depth is wrong
 (tiekd/evaluation/teacher_audit/verdict.py). `teacher.audit: off` turns it off. bin/audit_teacher.py
-makes a longer audit. Left out: resumed runs, whose teacher was audited when they were started.
+makes a longer audit. Not covered: resumed runs, whose teacher was audited when they were started.
 """
 
 from collections.abc import Callable, Mapping, Sequence

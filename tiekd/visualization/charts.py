@@ -3,7 +3,7 @@
 They are for images that are written during training, for which matplotlib must not be needed;
 programs that plot use `visualization.figures`. For antialiasing, curves are drawn at three times
 the size and downsampled; text and axes are drawn at their final size. A chart of 600x400 takes some
-20 ms. Left out: logarithmic axes, axes of dates or categories, and interaction.
+20 ms. Not covered: logarithmic axes, axes of dates or categories, and interaction.
 """
 
 import math

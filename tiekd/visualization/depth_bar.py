@@ -1,8 +1,8 @@
 """Draws a colour bar in metres beside a coloured depth map, as high as the image.
 
 The bar is coloured by the function that colours the depth map, `pictures.colourise`, so that equal
-depths have equal colours. The bar costs a few milliseconds and is cached per image height. Left
-out: titles, and a bar for several images (`pictures.panel`).
+depths have equal colours. The bar costs a few milliseconds and is cached per image height. Not
+covered: titles, and a bar for several images (`pictures.panel`).
 """
 
 import math

@@ -3,7 +3,7 @@
 The network must have a DPM head, which predicts such a distribution for each pixel. The pixels are
 chosen by the frame's depths alone, so that a frame shows the same pixels at every evaluation: one
 near, one at middle depth, one far, and one at an object edge. A panel of images and charts takes
-some 100 ms on the CPU. Left out: heads with adaptive bins, i.e. bins that depend on the image.
+some 100 ms on the CPU. Not covered: heads with adaptive bins, i.e. bins that depend on the image.
 """
 
 from typing import NamedTuple

@@ -1,8 +1,8 @@
 """Figures drawn with matplotlib (extra `plot`), for the programs that plot curves.
 
 matplotlib is imported when the first figure is made, which takes half a second. No window is
-opened, and matplotlib's global state (pyplot) isn't used. Left out: charts during training, which
-`visualization.charts` draws without matplotlib.
+opened, and matplotlib's global state (pyplot) isn't used. Not covered: charts during training,
+which `visualization.charts` draws without matplotlib.
 """
 
 import io

@@ -3,7 +3,7 @@
 The colour is a fixed function of depth in metres, so that images of different iterations, frames
 and runs are comparable. Near is warm, far is cold, unknown is dark grey. The position on the colour
 scale is proportional to the square root of the depth, because most pixels of streets and rooms are
-near. Uses numpy and Pillow on the CPU; a panel takes some 50 ms. Left out: normalising to an
+near. Uses numpy and Pillow on the CPU; a panel takes some 50 ms. Not covered: normalising to an
 image's own range, which would hide a wrong scale of the depth; and matplotlib.
 """
 

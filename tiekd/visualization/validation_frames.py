@@ -2,7 +2,7 @@
 
 The frames are read once and the teacher runs once; the results are kept on the host, 15 bytes per
 pixel, some 6 MB per KITTI frame. The code runs on the calling rank only, without collectives, and
-costs about as much as evaluating these few frames. Left out: flip averaging, i.e. averaging with
+costs about as much as evaluating these few frames. Not covered: flip averaging, i.e. averaging with
 the prediction of the mirrored image, which the evaluation's metrics may include; the images show a
 single forward pass.
 """

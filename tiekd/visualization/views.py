@@ -4,7 +4,7 @@ A view has a frame's image, its depth maps, the student's entropy, and some pixe
 distributions, of which charts are drawn. `views` runs a student in eval mode on a few images, on
 the calling rank only. It doesn't change the network's running statistics, random number generators
 or gradients. The cost is a forward pass of those images, and memory for up to 20,000 distributions
-of a DPM head (21 MB for 257 bins). Left out: the entropy of heads with adaptive bins, i.e. bins
+of a DPM head (21 MB for 257 bins). Not covered: the entropy of heads with adaptive bins, i.e. bins
 that depend on the image.
 """
 

@@ -1,6 +1,6 @@
 """Describes the hardware and software of a run, for its log and its work dir.
 
-Left out: environment variables, which may hold secrets.
+Not covered: environment variables, which may hold secrets.
 """
 
 import os

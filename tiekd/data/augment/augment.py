@@ -6,7 +6,7 @@ A training sample's augmentation depends on (seed, epoch, index) alone. The colo
 normalisation are combined in one lookup table of 256 values per channel. It is applied on the
 batch's device in one pass, with the same result on every device.
 
-Left out: resizing, which isn't random but the same in training, evaluation and prediction
+Not covered: resizing, which isn't random but the same in training, evaluation and prediction
 (tiekd/data/resize.py).
 """
 

@@ -3,8 +3,8 @@
 A camera always belongs to the upright image at the image's own size. A calibration for another size
 is scaled if the aspect ratio is the same, and refused otherwise. If its size fits only the image as
 stored, i.e. before its EXIF orientation is applied, the camera is turned as the image is. (0, 0) is
-the centre of the first pixel. Left out: lens distortion, of which only the largest coefficient is
-kept, for the log.
+the centre of the first pixel. Not covered: lens distortion, of which only the largest coefficient
+is kept, for the log.
 """
 
 import math

@@ -11,8 +11,8 @@ The kinds of file, and the images whose cameras they state:
     JSON or YAML, a mapping from image to fx, fy, cx, ... of it     the named images
 
 The kind of a file is recognised by its content. Only pinhole models are read; fisheye and
-omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Left
-out: COLMAP's binary files, and Kalibr's extrinsics.
+omnidirectional ones are refused. Reading a file takes milliseconds and doesn't import torch. Not
+covered: COLMAP's binary files, and Kalibr's extrinsics.
 """
 
 import math

@@ -3,8 +3,8 @@
 The setting is one of: [focal_x, focal_y, centre_x, centre_y] of every image at its own size;
 [focal_x, focal_y, centre_x, centre_y, width, height], where width and height are those of the image
 that the intrinsics belong to; a file (tiekd/data/cameras/files.py); or `exif`. Unless the setting
-is four numbers, each image's header is read, which takes 0.1 ms. Left out: lens distortion, which
-is ignored with a line in the log.
+is four numbers, each image's header is read, which takes 0.1 ms. Not covered: lens distortion,
+which is ignored with a line in the log.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 They say how many frames have intrinsics and from what source, the range of their focal lengths, and
 how many contradict the EXIF of their own images. Costs a read of the header of each image with a
-known camera, 0.1 ms each. Left out: distortion and principal points.
+known camera, 0.1 ms each. Not covered: distortion and principal points.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,8 @@ once. Images are turned upright as their EXIF orientation says. Depth maps are 1
 files below `depths` with the image's path but another suffix (a/1.png for a/1.jpg); they must have
 the upright image's size. An image without a depth map is used for training if there is a teacher;
 otherwise it is skipped and counted. Cached teacher maps are PNG files named by the image's path
-joined by `_`. Left out: other ways to pair images and depth maps; link or rename the files instead.
+joined by `_`. Not covered: other ways to pair images and depth maps; link or rename the files
+instead.
 """
 
 import hashlib

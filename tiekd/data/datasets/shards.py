@@ -5,7 +5,7 @@ A shard has for each frame the members `KEY.jpg` or `.png` (the image) and, opti
 height). A frame's name is the name of its image's member. Units, invalid values, orientation and
 intrinsics follow the same rules as in the dataset `folder` (tiekd/data/datasets/folder.py). The
 members' positions are read from an index file (tiekd/data/shards/index.py), which is made on first
-use. tiekd/data/shards/order.py gives the order of the frames in an epoch. Left out: compressed
+use. tiekd/data/shards/order.py gives the order of the frames in an epoch. Not covered: compressed
 shards, shards in object stores, and several frames of one key.
 """
 

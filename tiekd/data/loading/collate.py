@@ -1,6 +1,6 @@
 """Collates the samples of one micro-batch to a `WorkerBatch`, in the worker that read them.
 
-Each sample is copied once, directly into the shared memory in which the batch is sent. Left out:
+Each sample is copied once, directly into the shared memory in which the batch is sent. Not covered:
 resizing. If the recipe has rotation, images are cropped to one size later, on the device. Until
 then they may differ in size, because some are too small for the margin that a rotation needs; they
 are padded to one size here.

@@ -11,8 +11,8 @@ its number of samples passes through them more often than the others.
 
 A sample is identified by a key (epoch, index): the epoch of its data set, and an index that counts
 the samples of all data sets, one set after another. No key occurs twice, so each occurrence of a
-sample has its own augmentation. Costs: one division of integers for each data set and image. Left
-out: batches of one image size (`data.augment.sizes: bucket`).
+sample has its own augmentation. Costs: one division of integers for each data set and image. Not
+covered: batches of one image size (`data.augment.sizes: bucket`).
 """
 
 from collections.abc import Iterator, Sequence

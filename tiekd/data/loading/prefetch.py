@@ -1,7 +1,7 @@
 """Copies batches to the device; on CUDA prefetches the next batch while the current one is used.
 
 Costs the memory of one more batch on the device. An error in prefetching a batch is raised when
-that batch is requested. Left out: prefetching on a CPU, where nothing could overlap.
+that batch is requested. Not covered: prefetching on a CPU, where nothing could overlap.
 """
 
 from collections.abc import Callable, Iterator

@@ -5,7 +5,7 @@ sent over the worker's connection after the pickled rest of the batch. So a batc
 needs one descriptor while it exists, and doesn't use /dev/shm, of which a container has 64 MB by
 default. If the kernel doesn't support memfd, an unlinked file in the temporary folder (TMPDIR)
 replaces it. The file's space is reserved before it is written, since a full disk would otherwise
-kill the worker by SIGBUS. Left out: sharing of storage (tensors that share storage arrive as
+kill the worker by SIGBUS. Not covered: sharing of storage (tensors that share storage arrive as
 separate copies), and shared memory for other tensors than dense CPU tensors without gradients,
 which are pickled.
 """

@@ -4,8 +4,8 @@ The main process then ends with a one-line error. Each worker is a forked proces
 connection to the main process. The processes share no locks or queues, so a worker uses no /dev/shm
 and two file descriptors (tiekd/data/loading/transport.py describes how batches are sent). A worker
 exits when its connection closes, however the main process ended. A worker's death interrupts the
-main thread by SIGCHLD. Left out: detecting that the main process itself hangs, for example while it
-reads files without workers.
+main thread by SIGCHLD. Not covered: detecting that the main process itself hangs, for example while
+it reads files without workers.
 
 Workers that don't start in time are replaced: before Python 3.12, a forked process hangs if another
 thread was being registered with Python at the moment of the fork, as gloo's threads are after a

@@ -5,7 +5,7 @@ function of the pixel coordinates, so each face of a convex solid costs one addi
 or maximum per pixel of the solid's bounding rectangle. An ellipsoid also costs a square root per
 pixel. World axes are x right, y up, z ahead, in metres; the ground is y = 0. Arrays are computed
 with IEEE-exact operations only (+ - * / sqrt) and without BLAS, so the result is the same on every
-CPU. Left out: reflections, supersampling.
+CPU. Not covered: reflections, supersampling.
 """
 
 import math

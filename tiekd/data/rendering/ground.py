@@ -1,6 +1,6 @@
 """Shades the ground: asphalt, road markings, pavement, verges, side roads, and shadows of solids.
 
-This takes about a third of a scene's rendering time. Left out: shadows that solids cast on each
+This takes about a third of a scene's rendering time. Not covered: shadows that solids cast on each
 other.
 """
 

@@ -1,8 +1,8 @@
 """Generates a random street: the road's parameters, the light, and a list of solids.
 
 There are three kinds of surroundings (town, suburb, country), straight and curved roads, side
-roads, and parked and driving vehicles. Left out: hills (the ground is flat), kerb heights, motion
-between frames.
+roads, and parked and driving vehicles. Not covered: hills (the ground is flat), kerb heights,
+motion between frames.
 """
 
 import math

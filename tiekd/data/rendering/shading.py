@@ -2,7 +2,7 @@
 
 Textures are functions of world or object coordinates, so their size in the image is a depth cue as
 in a photograph. As in casting.py, arrays are computed with + - * / sqrt only, so the image is the
-same on every CPU. Left out: reflections, lens blur.
+same on every CPU. Not covered: reflections, lens blur.
 """
 
 import numpy as np

@@ -5,8 +5,8 @@ second for a million frames. Its entry `header` is JSON: the version of the form
 size, modification time and digest of each shard. The index is made once, from the headers of all
 members (tiekd/data/shards/scan.py), and written atomically. If a shard has changed in size or
 members since, an error is raised. If only its modification time differs, such as that of a copy,
-its members are compared with the digest. Left out: adding shards to an index, which has to be made
-anew; and noticing a change that keeps size and modification time.
+its members are compared with the digest. Not covered: adding shards to an index, which has to be
+made anew; and noticing a change that keeps size and modification time.
 """
 
 import io

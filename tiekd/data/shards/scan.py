@@ -3,8 +3,8 @@
 A key is a member's name without its ending: `KEY.jpg`, `.jpeg` or `.png` is an image,
 `KEY.depth.png` or `.depth.npy` its depth map, `KEY.json` its camera. (This is WebDataset's layout,
 except that a key may have dots.) Hidden members and those with other endings are ignored. Of each
-member the first 4 kB are read for the shard's digest; a shard of 1000 frames takes some 0.2 s. Left
-out: the rest of images and depth maps, which is checked when a frame is read.
+member the first 4 kB are read for the shard's digest; a shard of 1000 frames takes some 0.2 s. Not
+covered: the rest of images and depth maps, which is checked when a frame is read.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 The grid has 96 cells, i.e. elements of an array, along its shorter side. That suffices for edges,
 slopes and scales, and makes frames of several sizes comparable; a frame takes some 0.2 MB. A frame
-of another aspect ratio is stretched, and its intrinsics with it. Left out: fine detail, which no
+of another aspect ratio is stretched, and its intrinsics with it. Not covered: fine detail, which no
 rule of the audit needs.
 """
 

@@ -9,8 +9,8 @@ operators.
 
 Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working resolution, so this is
 for export, not for training. Per image side there is one resizing matrix, (working side, image
-side), which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Left out: a graph for
-images of any size, if the working resolution depends on the image's size.
+side), which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Not covered: a graph
+for images of any size, if the working resolution depends on the image's size.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Traces networks with torch.export, and writes .pt2 files, which torch loads without tiekd.
 
-Left out: dynamic sizes for a network whose arithmetic depends on the image's size; tracing such a
-network raises an error.
+Not covered: dynamic sizes for a network whose arithmetic depends on the image's size; tracing such
+a network raises an error.
 """
 
 import io

@@ -1,8 +1,8 @@
 """Converts a depth map to a coloured point cloud in a binary PLY file, which common viewers open.
 
 Coordinates are those of the camera in metres: x to the right, y down, z forward. A point takes 15
-bytes, so a KITTI image gives 6.9 MB. Left out: normals, meshes, and merging the clouds of several
-images.
+bytes, so a KITTI image gives 6.9 MB. Not covered: normals, meshes, and merging the clouds of
+several images.
 """
 
 import numpy as np

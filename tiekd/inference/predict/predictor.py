@@ -1,8 +1,8 @@
 """Runs a student on batches of images and writes the depth; used for images and for videos.
 
 Memory holds a batch at the size at which the network runs and, at their own size, the images of
-that batch and those that wait to be written (counted in tiekd/inference/predict/prediction.py).
-Left out: several devices, and half precision.
+that batch and those that wait to be written (counted in tiekd/inference/predict/prediction.py). Not
+covered: several devices, and half precision.
 """
 
 import time

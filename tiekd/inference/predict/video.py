@@ -1,6 +1,6 @@
 """Reads and writes videos frame by frame with timestamps, using PyAV (extra `video`) and FFmpeg.
 
-Decoding and encoding cost some milliseconds per frame. Left out: sound, and clips, i.e. several
+Decoding and encoding cost some milliseconds per frame. Not covered: sound, and clips, i.e. several
 consecutive frames as one input of the network.
 """
 

@@ -2,7 +2,7 @@
 
 Depth is written per frame as for images, and the coloured depth as one video with the frame rate
 and timestamps of the input. A CSV table lists each frame's timestamp and its flicker, i.e. the
-change of depth where the image doesn't change (tiekd/inference/predict/flicker.py). Left out:
+change of depth where the image doesn't change (tiekd/inference/predict/flicker.py). Not covered:
 temporal smoothing of the depth.
 """
 

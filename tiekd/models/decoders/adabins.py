@@ -3,8 +3,8 @@
 Source: arXiv 2011.14141. The deepest feature passes a 1x1 convolution. Then, for each finer
 feature: bilinear upsampling to its size (corners aligned), concatenation with it, and two 3x3
 convolutions with BatchNorm and ReLU. The last layer is a 3x3 convolution without norm and
-activation. The paper's code uses LeakyReLU; the published teachers were trained with ReLU.
-Left out: upsampling beyond the encoder's finest feature, so the head predicts at the stride of that
+activation. The paper's code uses LeakyReLU; the published teachers were trained with ReLU. Not
+covered: upsampling beyond the encoder's finest feature, so the head predicts at the stride of that
 feature.
 """
 

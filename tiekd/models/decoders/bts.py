@@ -5,7 +5,7 @@ predicts one local plane per feature pixel, which gives a depth to each of the s
 pixels that the feature pixel covers. The planes' depths are concatenated to the next level's
 features, and all of them to the final features at full resolution. Upsampling is nearest-neighbour,
 activations are ELU. Plane depths are in units of max_depth, so this decoder doesn't need the depth
-range. Left out: scaling by the focal length, which the original has but published configs don't
+range. Not covered: scaling by the focal length, which the original has but published configs don't
 use.
 """
 

@@ -8,7 +8,7 @@ leaky ReLU and no extra blocks.
 
 Cost: 3x3 convolutions at full resolution are expensive. In the published students, the two
 convolutions of the last block have 128 channels and cost 73 of the network's 171 GMAC at 352x704;
-one extra block less, i.e. an output at stride 2, saves them. Left out: norms, other activations.
+one extra block less, i.e. an output at stride 2, saves them. Not covered: norms, other activations.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ concatenations are those of FastDepth (Wofk et al. 2019, arXiv 1903.03273).
 Cost with widths of 64, 96, 128 and 128 and two blocks a level on EfficientNet-Lite 0: 0.36 GMAC at
 352x704, where DenseDepth of the same widths has 2.9. The output has the finest feature's stride, so
 the head's convolutions are cheap, too; a DPM head with `upsampling: convex` then upsamples depth to
-the image's resolution. Left out: blocks beyond the finest feature.
+the image's resolution. Not covered: blocks beyond the finest feature.
 """
 
 from collections.abc import Sequence

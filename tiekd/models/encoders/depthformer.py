@@ -1,8 +1,8 @@
 """DepthFormer's encoder (Li et al. 2022): a Swin transformer beside a convolutional stem.
 
 Source: arXiv 2203.14211. Both get the image. The transformer's four stages give the features at
-strides 4, 8, 16 and 32. The stem, which is ResNet's first convolution, adds one at stride 2. Left
-out: convolutional stages after the stem, which published configs don't have.
+strides 4, 8, 16 and 32. The stem, which is ResNet's first convolution, adds one at stride 2. Not
+covered: convolutional stages after the stem, which published configs don't have.
 """
 
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ After Tan and Le 2019 (arXiv 1905.11946), compatible with the released TensorFlo
 have an eps of 1e-3, and padding is TensorFlow's "SAME", which at stride 2 depends on the image's
 size; if the number of padded pixels is odd, the additional one is at the right or the bottom. State
 dict names are those of the published PyTorch ports of these weights. B5 with the default outputs
-has 28.34 M parameters and 11.6 GMAC at 352x704. Left out: the norm after the last convolution, the
-classifier, and stochastic depth.
+has 28.34 M parameters and 11.6 GMAC at 352x704. Not covered: the norm after the last convolution,
+the classifier, and stochastic depth.
 """
 
 import math

@@ -8,10 +8,10 @@ images are normalised with a mean of 127 and a standard deviation of 128 for all
 the extra `lite`, so a run downloads nothing.
 
 The published classifiers have 4.65, 5.42 and 6.09 M parameters (Lite 0, 1, 2); these encoders have
-2.96, 3.72 and 4.36 M. With all stages the encoders cost 1.8, 2.4 and 2.7 GMAC at 352x704. Left out:
-the convolution before the classifier, the classifier, stochastic depth, and the published momentum
-of the norms, 0.01, which suits the 350 epochs on ImageNet; the momentum is 0.1, as in all encoders
-here.
+2.96, 3.72 and 4.36 M. With all stages the encoders cost 1.8, 2.4 and 2.7 GMAC at 352x704. Not
+covered: the convolution before the classifier, the classifier, stochastic depth, and the published
+momentum of the norms, 0.01, which suits the 350 epochs on ImageNet; the momentum is 0.1, as in all
+encoders here.
 """
 
 import math

@@ -4,7 +4,7 @@ Source: arXiv 1801.04381. Stride and dilation of each stage are options, so the 
 used at any output stride. The defaults are those of the published students (dilated, with a final
 stride of 8). The original network for classification has `strides: [1, 2, 2, 2, 1, 2, 1]` and
 `dilations: [1, 1, 1, 1, 1, 1, 1]` (final stride 32, four times cheaper). As published, a dilation
-applies only to the first block of its stage. Left out: stages after the last returned one, the
+applies only to the first block of its stage. Not covered: stages after the last returned one, the
 1280-channel convolution before the classifier, dropout.
 """
 

@@ -1,7 +1,7 @@
 """ResNet (He et al. 2016, arXiv 1512.03385) as an encoder that returns outputs of its stages.
 
 A bottleneck's stride is in its 3x3 convolution (the "pytorch" or v1.5 variant). The state dict has
-torchvision's names. Left out: stages after the last returned one, the classifier, other strides,
+torchvision's names. Not covered: stages after the last returned one, the classifier, other strides,
 dilations.
 """
 

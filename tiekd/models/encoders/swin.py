@@ -2,8 +2,8 @@
 
 The defaults are Swin-T; Swin-L is `width: 192, depths: [2, 2, 18, 2], heads: [6, 12, 24, 48]`. Any
 image size works. Cost of a block with C channels and windows of S x S tokens, per token: 12 C^2
-multiply-adds, and 2 S^2 C for the attention. Left out: absolute positions, dropout of activations,
-and returning fewer than all four stages' outputs.
+multiply-adds, and 2 S^2 C for the attention. Not covered: absolute positions, dropout of
+activations, and returning fewer than all four stages' outputs.
 """
 
 from collections.abc import Sequence

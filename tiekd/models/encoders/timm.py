@@ -5,7 +5,7 @@ several strides can be used. Strides and channels are those of timm. An encoder'
 normalised with ImageNet's mean and standard deviation; for a backbone with other values it is
 converted, with buffers that are saved with the weights. 2d batch norms are replaced by this
 project's `BatchNorm2d`, whose statistics cover all ranks' images. Cost: timm's import (2 s), and
-one or two forward passes of a small image at construction. Left out: a model's own options (drop
+one or two forward passes of a small image at construction. Not covered: a model's own options (drop
 rates, dilations), backbones of one stride (ViT), backbones that accept images of one size only, and
 backbones whose features aren't (channels, height, width).
 """

@@ -3,7 +3,7 @@
 After Bhat, Alhashim and Wonka 2021 (arXiv 2011.14141). The mini-ViT, a small transformer, predicts
 the widths of the image's depth bins, and feature maps called range-attention maps. A 1x1
 convolution of the maps and a softmax over the bins give a distribution per pixel, whose mean is the
-depth. Cost: memory for three (B, num_bins, h, w) float32 tensors in training. Left out: the
+depth. Cost: memory for three (B, num_bins, h, w) float32 tensors in training. Not covered: the
 divergence from a target distribution, because the bins differ between images.
 """
 

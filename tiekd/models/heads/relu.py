@@ -1,6 +1,6 @@
 """ReLU head of DepthFormer: depth = relu(conv3x3(features)) + min_depth, in metres.
 
-Left out: scaling by max_depth, an upper bound (`Network` clamps depth in eval mode), and the
+Not covered: scaling by max_depth, an upper bound (`Network` clamps depth in eval mode), and the
 divergence of a distribution.
 """
 

@@ -1,7 +1,7 @@
 """Sigmoid head: depth = sigmoid(conv3x3(features)) * max_depth, in metres.
 
-Regression students and BTS use it. Left out: an offset by min_depth (the published head has none;
-`Network` clamps depth in eval mode) and the divergence of a distribution.
+Regression students and BTS use it. Not covered: an offset by min_depth (the published head has
+none; `Network` clamps depth in eval mode) and the divergence of a distribution.
 """
 
 from torch import Tensor, nn

@@ -3,7 +3,7 @@
 `BatchNorm2d` exists because torch's SyncBatchNorm refuses CPU tensors, and because torch's
 BatchNorm fails on half-precision parameters with fp32 running statistics, as in fp16 training. With
 several ranks and C channels it costs one all-gather of 2C+1 numbers in forward and one all-reduce
-of 2C in backward. Left out: norms that only some ranks run in a step; these would wait forever.
+of 2C in backward. Not covered: norms that only some ranks run in a step; these would wait forever.
 """
 
 import contextlib

@@ -14,7 +14,7 @@ with the largest weight instead of the mean (argument `blended`).
 Beyond the border the outermost cells are repeated; RAFT pads with 0, which would blend depth with 0
 there. The layer has no norm, so padding affects other pixels' weights only through the 3x3
 convolution. Cost at 352x704 with 64 channels and a factor of 4: 0.15 GMAC, and memory for nine
-float32 values per image pixel, three times in training. Left out: RAFT's 3x3 convolution to 256
+float32 values per image pixel, three times in training. Not covered: RAFT's 3x3 convolution to 256
 channels before the logits, which a depthwise convolution replaces.
 """
 

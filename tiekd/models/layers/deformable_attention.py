@@ -7,7 +7,7 @@ chunk of queries and one level at a time, and recomputed in backward; at most ab
 values exist at a time.
 
 Sampling locations and weights are float32 whatever the network's precision, because bfloat16 can't
-distinguish adjacent columns of a wide image. Left out: reference boxes, padding masks, and a
+distinguish adjacent columns of a wide image. Not covered: reference boxes, padding masks, and a
 deterministic gradient on CUDA: grid_sample has none there, so training with `train.deterministic`
 raises an error.
 """

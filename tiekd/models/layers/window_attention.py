@@ -3,8 +3,8 @@
 Tokens attend only to those of their own window, so the cost is linear in the number of tokens.
 Every other block shifts the windows by half their size, cyclically. Tokens that share a window only
 because of the cyclic shift don't attend to each other. The feature is padded with zeros to whole
-windows; as in the published code, tokens attend to the padding, too. Left out: cosine attention and
-continuous position bias of Swin version 2.
+windows; as in the published code, tokens attend to the padding, too. Not covered: cosine attention
+and continuous position bias of Swin version 2.
 """
 
 import torch

@@ -4,7 +4,7 @@ From DepthFormer (Li et al. 2022, arXiv 2203.14211). The pixels of the coarser f
 tokens that attend to each other (deformable self-attention). Then each pixel of the finest feature
 attends to the tokens (deformable cross-attention). Every feature keeps its channels and stride.
 Cost: with a finest feature at stride 2, the cross-attention has a query for every fourth pixel of
-the image; for their memory see tiekd/models/layers/deformable_attention.py. Left out: scaling
+the image; for their memory see tiekd/models/layers/deformable_attention.py. Not covered: scaling
 between features, masks of padded images.
 """
 

@@ -2,8 +2,8 @@
 
 The tensors' names and shapes are compared with a network on the meta device, whose tensors take no
 memory, so a conversion takes as much memory as the file, and a second or two. A file is written
-under a temporary name and renamed, so that no partial file is left. Left out: optimizer states, and
-parameters that the published networks contain but don't use.
+under a temporary name and renamed, so that no partial file is left. Not covered: optimizer states,
+and parameters that the published networks contain but don't use.
 """
 
 import io

@@ -10,8 +10,8 @@ networks were initialised. The weights are read from the torch hub cache; rank 0
 they aren't there. The tensors in a file may have the names of torchvision, of the published
 networks, of this project or, for Swin, of its authors. An encoder with a method `read_pretrained`,
 such as timm's, reads its weights itself; its attribute `collection` is the value of `pretrained`
-that takes the place of `imagenet`. Left out: other sets of weights, and encoders whose arithmetic
-differs from torchvision's.
+that takes the place of `imagenet`. Not covered: other sets of weights, and encoders whose
+arithmetic differs from torchvision's.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Reads checkpoint files, translates published names, and loads tensors into a network.
 
-The table of published names is in `published_names`. Left out: optimizer states, and reshaping of
-tensors that don't fit.
+The table of published names is in `published_names`. Not covered: optimizer states, and reshaping
+of tensors that don't fit.
 """
 
 import errno

@@ -2,7 +2,7 @@
 
 A patch merging layer, between two stages, concatenates the channels of four tokens. The authors'
 networks do so in another order than the published depth networks and this project, so the tensors
-of these layers are reordered. Left out: the classifier, and buffers that follow from the layers'
+of these layers are reordered. Not covered: the classifier, and buffers that follow from the layers'
 sizes (masks, index tables).
 """
 

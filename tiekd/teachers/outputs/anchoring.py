@@ -1,7 +1,7 @@
 """Makes a relative teacher's output metric: fits it, image by image, to metric depth, the anchor.
 
-The anchor is the ground truth of the batch, or the depth of a metric teacher of the project. Left
-out: the fit itself (anchor.py), and anchors from outside the project.
+The anchor is the ground truth of the batch, or the depth of a metric teacher of the project. Not
+covered: the fit itself (anchor.py), and anchors from outside the project.
 """
 
 from collections.abc import Callable, Sequence

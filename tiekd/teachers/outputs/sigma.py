@@ -16,7 +16,7 @@
 A `calibration` is a file from bin/audit_teacher.py with a factor for each range of depth. Cost: no
 host sync, and a few maps of one value per pixel; for `own` see tiekd/models/spread.py. A DPM head
 clamps sigma to the range from its option `sigma` to its option `sigma_max`, so a sigma of 0 has the
-effect of the option `sigma`. Left out: sigma of relative outputs.
+effect of the option `sigma`. Not covered: sigma of relative outputs.
 """
 
 from collections.abc import Collection

@@ -2,7 +2,7 @@
 
 A file has lines `NAME: twelve numbers` with the projection matrices of the rectified colour
 cameras: P_rect_02 and P_rect_03 in calib_cam_to_cam.txt of the raw data, P2 and P3 in the files of
-the benchmarks. Left out: the grey cameras, and the calibration of unrectified images.
+the benchmarks. Not covered: the grey cameras, and the calibration of unrectified images.
 """
 
 from pathlib import Path

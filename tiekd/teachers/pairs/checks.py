@@ -1,8 +1,8 @@
 """Checks that image pairs match, are rectified, and have left and right in the right order.
 
 A few pairs are checked. To find matching pixels, the images are reduced to SMALL_WIDTH columns;
-this takes some 0.3 s per pair. Left out: whether the two cameras are synchronised, which a single
-pair of a moving scene doesn't show.
+this takes some 0.3 s per pair. Not covered: whether the two cameras are synchronised, which a
+single pair of a moving scene doesn't show.
 """
 
 from collections.abc import Sequence

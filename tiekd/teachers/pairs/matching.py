@@ -4,7 +4,7 @@ Sigma is the standard deviation of the depth's error. OpenCV's semi-global match
 levels, once for each image, and a disparity counts only if both agree. Its settings are the
 module's constants; model_configs/STEREO.md says how they were chosen, and how good depth and sigma
 are. A pair of 375x1242 pixels takes 0.3 s on one core. All functions take and return NumPy arrays.
-Left out: filling in pixels without a match.
+Not covered: filling in pixels without a match.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Finds the right image of each left image by a rule for file names.
 
 A rule is two texts: in the left image's path, the last occurrence of the first text is replaced by
-the second. Without a rule, KITTI's folder image_02 is replaced by image_03. Left out: a list of
+the second. Without a rule, KITTI's folder image_02 is replaced by image_03. Not covered: a list of
 right images.
 """
 

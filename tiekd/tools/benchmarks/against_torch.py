@@ -6,7 +6,7 @@ each loop in turn runs a few steps; the slowest rank's time is reported. Both lo
 BatchNorm over all ranks, so torch's loop needn't broadcast buffers. Steps are in fp32, with one
 micro-batch; on a CPU each rank uses one thread.
 
-Left out: data, teacher and hooks, which would be the same in both loops; and several machines.
+Not covered: data, teacher and hooks, which would be the same in both loops; and several machines.
 """
 
 import argparse

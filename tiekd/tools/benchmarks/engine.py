@@ -6,8 +6,8 @@ iterations twice, on the same engine and batch. The ratio of its two times shows
 noise. The hooks are those of a run, except evaluation and checkpoints, whose cost is measured
 elsewhere. Writing a log line or an image takes a hook additional time in some iterations; this time
 is divided by the recipe's interval between them. `host_share` is the time of the loop and its hooks
-divided by that of the step; on a GPU it may overlap with the device's work. Left out: more than one
-rank.
+divided by that of the step; on a GPU it may overlap with the device's work. Not covered: more than
+one rank.
 
 `--against torch` instead compares the engine's step with that of a plain torch loop with
 DistributedDataParallel, on one and more ranks and at several ZeRO stages (see `against_torch`).

@@ -6,7 +6,7 @@ times, and another to the peak memory. Measurements that deviate by more than a 
 that is fitted to them are reported. For ranks, the step uses DeepSpeed and the batch size per rank
 is fixed, so the time should stay constant and the total memory should be proportional to the world
 size. `time_ratio` is the largest deviation of a time from the line's value, as time / value;
-`memory_ratio` is the same for memory. Left out: several machines.
+`memory_ratio` is the same for memory. Not covered: several machines.
 """
 
 import argparse

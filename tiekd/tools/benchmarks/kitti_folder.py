@@ -1,7 +1,7 @@
 """Provides the images of the data benchmarks: the user's KITTI folder, or rendered scenes.
 
 Rendered scenes are written in KITTI's format. Teacher maps are synthetic: they show a flat road
-with noise, and take as long to decode as real ones. Left out: maps of a real teacher.
+with noise, and take as long to decode as real ones. Not covered: maps of a real teacher.
 """
 
 from collections.abc import Iterator

@@ -7,8 +7,8 @@ those of the published student, at 352x704 or a quarter of it. A result is the t
 divided by that of the layout in the table, the median over rounds. A result below 1 means that the
 layout is faster here than the table's. Times are CPU seconds of one thread, which other programs on
 the machine affect little. To measure a smaller instruction set on the same CPU:
-`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Left out: memory, GPUs,
-more threads.
+`ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 bin/benchmark.py layouts`. Not covered: memory,
+GPUs, more threads.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Plots the measurements of the benchmark `growth`: seconds and peak memory of a step against size.
 
 There is one small plot per quantity, such as the batch size. It shows the measurements as dots, and
-the straight lines that `growth` fits to them. Needs matplotlib (extra `plot`). Left out:
+the straight lines that `growth` fits to them. Needs matplotlib (extra `plot`). Not covered:
 logarithmic axes.
 """
 

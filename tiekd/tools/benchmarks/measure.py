@@ -1,7 +1,7 @@
 """Compares the time and peak memory of two functions that do the same, in one process.
 
 Machines are noisy, so the two functions alternate. Each round, in which both are timed, gives one
-ratio of their times. The median of the ratios is reported together with their range. Left out:
+ratio of their times. The median of the ratios is reported together with their range. Not covered:
 energy, and the memory of other processes (data workers).
 """
 

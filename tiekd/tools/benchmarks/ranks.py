@@ -1,7 +1,7 @@
 """Times a training step with DeepSpeed on several ranks of this machine.
 
 Each rank is a process with a batch of its own. On a CPU each rank has one thread, whatever the
-number of ranks, so that the times of one and of several ranks are comparable. Left out: several
+number of ranks, so that the times of one and of several ranks are comparable. Not covered: several
 machines.
 """
 

@@ -5,7 +5,7 @@ of the options, the fused optimizer, and torch.compile on request. The plain ste
 modules operator by operator, as they are defined and published, in fp32 on contiguous tensors, and
 AdamW parameter by parameter. Both have the same weights, losses and clipping, and the same batch of
 noise. Memory includes weights, the optimizer's moments, and the step's peak above them. torch's
-defaults decide if convolutions may use TF32; the result reports this. Left out: DeepSpeed and
+defaults decide if convolutions may use TF32; the result reports this. Not covered: DeepSpeed and
 hooks, which the benchmark `engine` measures; and data.
 """
 

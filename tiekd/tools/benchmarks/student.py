@@ -4,7 +4,7 @@ Multiply-adds are those of convolutions and matrix products, including the head'
 of one image. They are counted for the plain network, which computes each operator as published, and
 for the optimised one, which is trained and exported. Latency is that of a forward pass without
 gradients: that of the optimised network, in the memory format and precision of the options, is
-compared with that of the plain network in fp32 on contiguous tensors. Left out: data, flip
+compared with that of the plain network in fp32 on contiguous tensors. Not covered: data, flip
 averaging, other runtimes.
 """
 

@@ -2,7 +2,7 @@
 
 With cached maps, the step takes the teacher's depth from the batch. The reference first runs the
 recipe's teacher, frozen and with random weights, then the same step. The benchmark `loader`
-measures the cost of loading maps. Left out: flip averaging, which doubles the teacher's time;
+measures the cost of loading maps. Not covered: flip averaging, which doubles the teacher's time;
 DeepSpeed.
 """
 

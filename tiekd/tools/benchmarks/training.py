@@ -1,7 +1,7 @@
 """Runs training steps of a recipe's student on images of noise, without DeepSpeed.
 
-The benchmarks time such steps: forward, losses, backward, clipping and optimizer. Left out: data,
-hooks, several ranks.
+The benchmarks time such steps: forward, losses, backward, clipping and optimizer. Not covered:
+data, hooks, several ranks.
 """
 
 from collections.abc import Callable

@@ -6,8 +6,8 @@ are JPEG files in OUT/frames. So nothing is written to the user's folder, and a 
 out by removing its link. Of stereo pairs, OUT/images has links to the left images, and OUT/right
 has links to the right ones.
 
-Left out: images in other formats than JPEG and PNG, which the data set `folder` doesn't read; they
-are counted.
+Not covered: images in other formats than JPEG and PNG, which the data set `folder` doesn't read;
+they are counted.
 """
 
 import hashlib

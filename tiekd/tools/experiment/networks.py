@@ -6,8 +6,8 @@ and kept in a file of their own, latency.json in the experiment's work dir:
 
     {"machine": {...}, "threads": N, "sets": {SET: {ROW: MILLISECONDS}}}
 
-It costs a forward pass for each different network, and for latencies some seconds each. Left out:
-sizes of networks that see images of several sizes.
+It costs a forward pass for each different network, and for latencies some seconds each. Not
+covered: sizes of networks that see images of several sizes.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Compares the overrides of a specification's folds and rows: what they set, and where they clash.
 
 A fold's overrides are there for what must differ between folds, such as a teacher that wasn't
-trained on the scenes on which the fold is evaluated. So a row mustn't replace them silently. Left
-out: the overrides that the experiment itself controls, which spec.py refuses.
+trained on the scenes on which the fold is evaluated. So a row mustn't replace them silently. Not
+covered: the overrides that the experiment itself controls, which spec.py refuses.
 """
 
 from collections.abc import Mapping, Sequence

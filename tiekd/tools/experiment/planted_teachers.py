@@ -14,7 +14,7 @@ relative error. g is a smooth random field of unit variance, another one for eac
 which changes over about 64 pixels. So a teacher's errors all have one sign, and don't average out
 over neighbouring pixels. The two teachers also have maps of sigma: depth times r(depth), the root
 mean square of their errors in metres. The maps are a pure function of the scenes and a seed. Takes
-0.1 s per image. Left out: errors at depth edges.
+0.1 s per image. Not covered: errors at depth edges.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A student of several teachers may learn two possible depths in a pixel. Their mean lies between two
 surfaces, while the mode, i.e. the most probable depth, lies on one of them. No flip averaging is
 used, since the mean of two modes isn't a mode. Takes one forward pass and the memory of the
-distribution for a few rows of pixels. Left out: resizing depth without interpolation where
+distribution for a few rows of pixels. Not covered: resizing depth without interpolation where
 `data.resize` changes the size of images.
 """
 

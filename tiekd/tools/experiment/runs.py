@@ -669,7 +669,7 @@ def check_recipes(runs: Sequence[Job], spec: Spec) -> None:
     """Checks each row's recipe by building what it describes, without reading data.
 
     So a mistake in a recipe or an override is reported before the first run, and not by a failed
-    run hours later. Left out: the teacher, whose weights may be large, and the hooks.
+    run hours later. Not covered: the teacher, whose weights may be large, and the hooks.
 
     Args:
         runs: the runs.

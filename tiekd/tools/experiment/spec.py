@@ -1,8 +1,8 @@
 """Reads the specification of an experiment, a YAML file, and checks it before anything runs.
 
 model_configs/experiments/README.md describes the keys. Every error is a RecipeError that names the
-key, what was given and what is allowed. Left out: checks of the rows' recipes, which are made when
-the runs are listed (runs.py).
+key, what was given and what is allowed. Not covered: checks of the rows' recipes, which are made
+when the runs are listed (runs.py).
 """
 
 import difflib

@@ -3,7 +3,7 @@
 A latency is the median over up to RUNS runs of one image, after one run that isn't counted. There
 are fewer runs if they take longer than RUNS_S seconds. ONNX files run in ONNX Runtime if it is
 installed. Without an exported file the network itself is timed, in torch. All run on the CPU with
-torch's number of threads. Left out: other processors, and accuracy, which bin/export.py has
+torch's number of threads. Not covered: other processors, and accuracy, which bin/export.py has
 compared.
 """
 

@@ -2,7 +2,7 @@
 
 A chart scales with the page and stays sharp. A curve of many points is divided into _COLUMNS parts,
 and only the smallest and the largest value of each part are kept. So a chart takes some 10 kB
-however long a run was. Left out: interaction, and images of charts for TensorBoard
+however long a run was. Not covered: interaction, and images of charts for TensorBoard
 (`visualization.charts`).
 """
 

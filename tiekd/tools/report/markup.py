@@ -1,8 +1,8 @@
 """Builds HTML from text and tags, and escapes every text.
 
 `tag` and `text` return `Markup`, a string that is HTML already. Any other value is escaped when it
-becomes part of a tag, so a file name with `<` or quotes can't change the page. Left out: parsing,
-and tags without an end, except those in _VOID.
+becomes part of a tag, so a file name with `<` or quotes can't change the page. Not covered:
+parsing, and tags without an end, except those in _VOID.
 """
 
 import base64

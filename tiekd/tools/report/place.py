@@ -3,7 +3,7 @@
 The user gives a work dir, or a folder that contains the work dir of one run, such as the folder of
 --out of bin/distill.py. The latter also contains a plan (plan.yaml) and exported files, and is
 found if its work dir is given. Exported files are searched in both folders and in their subfolders
-`exports` and `export`. Others are given by --export. No file is opened here. Left out: work dirs
+`exports` and `export`. Others are given by --export. No file is opened here. Not covered: work dirs
 deeper than one folder.
 """
 

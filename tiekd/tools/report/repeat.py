@@ -1,8 +1,8 @@
 """Makes the shell commands that repeat a run, its evaluation, calibration, exports and report.
 
 They have to be run in the folder in which the run was started, since relative paths in a recipe
-refer to it. Left out: the commands that made the data set or a teacher's cached maps, which the run
-hasn't recorded.
+refer to it. Not covered: the commands that made the data set or a teacher's cached maps, which the
+run hasn't recorded.
 """
 
 import os

@@ -2,8 +2,8 @@
 
 Each rule is a function of `Findings` that returns a `Suggestion`, or None if its measurement is
 unremarkable or unknown. Every suggestion states the measurement that it follows from. The
-thresholds are this project's own rules of thumb. Only another run shows if a suggestion helps. Left
-out: rules that combine several measurements.
+thresholds are this project's own rules of thumb. Only another run shows if a suggestion helps. Not
+covered: rules that combine several measurements.
 """
 
 import math

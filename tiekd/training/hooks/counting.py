@@ -5,7 +5,7 @@ above a loss's max_depth. The check is made once: after MIN_SAMPLES samples, whe
 writes its next line, but no later than the end of the first epoch or of the run. If only some
 losses were always 0, their names are logged and the run continues. The cost is one comparison per
 loss on the device in each iteration before the check, and one host sync and one collective for the
-check. Left out: runs with a few valid pixels.
+check. Not covered: runs with a few valid pixels.
 """
 
 import torch

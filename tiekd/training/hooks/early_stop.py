@@ -5,8 +5,8 @@
 The metric is the one that chooses the best weights (`evaluation.save_best`), unless `metric` names
 another of the evaluation's metrics. Rank 0 decides after each evaluation, with one small broadcast,
 so all ranks stop after the same iteration. The run then saves a checkpoint and ends with exit code
-0, and outcome.json says "stopped early". Left out: adapting the learning rate; a schedule over the
-whole run, such as one_cycle, is cut off when the run stops.
+0, and outcome.json says "stopped early". Not covered: adapting the learning rate; a schedule over
+the whole run, such as one_cycle, is cut off when the run stops.
 """
 
 import math

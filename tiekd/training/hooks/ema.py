@@ -7,7 +7,8 @@ The average is an exponential moving average of the fp32 weights and of BatchNor
 the average is never trained. While the hook is in the recipe, evaluations, the best weights and a
 checkpoint's student.pth are those of the average. trained.pth in the checkpoint has the weights
 themselves, from which the run resumes. An iteration whose optimizer step was skipped doesn't change
-the average. Left out: TensorBoard's images of training batches, which show the weights themselves.
+the average. Not covered: TensorBoard's images of training batches, which show the weights
+themselves.
 """
 
 from collections.abc import Callable

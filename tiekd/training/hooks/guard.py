@@ -5,9 +5,9 @@ skipped the optimizer step on all ranks (tiekd/engine/nonfinite.py, tiekd/engine
 each iteration the hook only stores the samples' names (on the host) and the losses (on the device).
 When the text log writes a line, the hook reads them, with one host sync and one collective. So a
 bad iteration is logged and counted up to two log intervals late. In fp16 a skipped step with finite
-losses counts as bad only if the loss scale can't be the reason. Left out: if a run dies between two
-lines of the log, the iterations since the last line are not logged; a run that is stopped logs them
-before it ends.
+losses counts as bad only if the loss scale can't be the reason. Not covered: if a run dies between
+two lines of the log, the iterations since the last line are not logged; a run that is stopped logs
+them before it ends.
 """
 
 import math

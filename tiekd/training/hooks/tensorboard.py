@@ -21,11 +21,11 @@ were written for later iterations are purged.
                            ground truth
     recipe, ds_config      text, the contents of the work dir's files of that name
 
-Everything is written by rank 0 without a collective. Images of two training samples take about
-0.2 s of one CPU core, and a forward of the student, every 500 iterations. With ZeRO-3, where no
-rank has all weights, training images show the depth that the training step predicted, and
-train/why_1 is not written. Left out: histograms of weights; graphs; and, in validation images, a
-teacher from outside tiekd, which may not support validation frames.
+Everything is written by rank 0 without a collective. Images of two training samples take about 0.2
+s of one CPU core, and a forward of the student, every 500 iterations. With ZeRO-3, where no rank
+has all weights, training images show the depth that the training step predicted, and train/why_1 is
+not written. Not covered: histograms of weights; graphs; and, in validation images, a teacher from
+outside tiekd, which may not support validation frames.
 """
 
 import shutil
