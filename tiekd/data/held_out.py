@@ -51,8 +51,9 @@ def fit_and_report_parts(names: Collection[str]) -> FitAndReportParts:
     The part to report has at most half of the frames. It consists of whole folders, taken in the
     order of a hash of their names. If they have less than a fifth of the frames, for example
     because there is one folder, the part to report is the last half of the frames in the order of
-    their names. Of the frames before it, the last ones are then in neither part: the fraction GAP
-    of all frames, but at least one frame if there are three or more.
+    their names. Then the last ones of the frames before it are in neither part, so that the parts
+    aren't neighbours in a video: the fraction GAP of all frames, or one frame if that is less than
+    one and there are three frames or more.
 
     Args:
         names: The names of two frames or more, paths with `/`.

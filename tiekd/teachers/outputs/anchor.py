@@ -469,7 +469,8 @@ def _predict_errors(
     Args:
         ends: (K,) outputs of the image: quantiles, in increasing order, that span its range.
         line: The scale and shift of the fit to all points.
-        lines: (G, 2) the scale and shift of each fit without one tile.
+        lines: (G, 2) the scale and shift of G further fits, each without the points of one of the
+            G tiles of the image (a jackknife).
         output_kind: The kind of the output.
         max_depth_m: The largest depth at which an error is predicted, in metres.
 

@@ -111,10 +111,10 @@ class DataSet:
         return [None] if self.folds is None else list(self.folds)
 
     def overrides(self, fold: Fold | None) -> list[str]:
-        """Returns the overrides that select the set's data, and those of a fold, as for `--set`.
+        """Returns the overrides (KEY=VALUE) of recipes that select the data of this set and a fold.
 
         Args:
-            fold: the fold; None for a set without folds.
+            fold: the fold, whose own overrides are included; None for a set without folds.
         """
         lists = {"train": self.train, "val": self.val} if fold is None else fold.lists
         given = [f"data.{key}_split={path}" for key, path in lists.items() if path is not None]

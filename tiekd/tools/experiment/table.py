@@ -139,12 +139,13 @@ def _joined(parts: Sequence[Job], spec: Spec) -> dict[str, list[FrameFigures]] |
     """Returns the errors of all frames of a run's folds, concatenated in the order of the folds.
 
     Args:
-        parts: the jobs of all folds of one run, or of the floors of a set.
+        parts: the jobs of all folds of one run, or of the evaluation of a set's floors, i.e.
+            baselines that don't look at the image.
         spec: the experiment.
 
     Returns:
-        Name of a row of the table, or of a floor -> errors of each frame; None if a fold isn't
-        finished.
+        A dict from the name of a row or of a floor to the errors of each frame; None if a fold
+        isn't finished.
     """
     found = [
         listing.read_frame_errors(job, spec) for job in sorted(parts, key=lambda job: job.fold or 0)

@@ -24,9 +24,9 @@ from tiekd.training.hook import Hook
 from tiekd.training.hooks.text_log import TextLog, log_name
 from tiekd.workdir import checkpoints
 
-# Limits of the text log: the number of bad iterations (loss or gradient not finite) that are logged
-# each time the log writes a line, and of sample names in one line. The .log.json file has all of
-# them.
+# Limits of the text log, so that a run that diverges doesn't flood it: the number of bad iterations
+# (loss or gradient not finite) that it names between two lines of losses, and the number of sample
+# names in one line. The .log.json file has all iterations and names.
 MAX_LOGGED_ITERATIONS, MAX_LOGGED_NAMES = 5, 16
 
 
