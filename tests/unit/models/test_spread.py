@@ -61,9 +61,9 @@ def test_excess_width_is_not_the_sigma_of_predictions():
     """The training target has no excess width, and as a prediction the sigma of the target."""
     depth = bin_centres(EDGES)[80].view(1, 1, 1, 1)
     target = gaussians(depth, 0.5)
-    certain = spread.target_widths(EDGES, 0.5, "gaussian", spread.half_width)
+    target_width = spread.target_widths(EDGES, 0.5, "gaussian", spread.half_width)
     width = spread.half_width(target, EDGES)
-    assert float(spread.without_certain(width, depth, certain, EDGES)) == 0
+    assert float(spread.subtract_target_width(width, depth, target_width, EDGES)) == 0
     for temperature in (1.0, 4.0):
         _, sigma = confidence.certainty(target, depth, EDGES, temperature).flatten().tolist()
         assert sigma == pytest.approx(0.5 * temperature**0.5, rel=0.05)
