@@ -213,6 +213,14 @@ MUTANTS = [
         ("tests/unit/engine/test_moving_average.py",),
     ),
     Mutant(
+        "a_changed_name_is_imported_from_its_new_module",
+        "tiekd.config.moved",
+        "home_of",
+        "name in _names_in(home)",
+        "True",
+        ("tests/unit/config/test_moved.py",),
+    ),
+    Mutant(
         "a_program_takes_the_first_of_several_sets",
         "tiekd.training.settings",
         "Recipe.one_set",

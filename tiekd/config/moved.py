@@ -82,18 +82,34 @@ def home_of(module: str, name: str) -> str | None:
 
     Returns:
         The dotted name of the present module, without the leading `tiekd.`; None if no older tiekd
-        had such a module, or the name no longer exists.
+        had such a module, or the present one has no such name.
     """
-    if f"{module}.{name}" in GONE:
-        return None
-    if module in MODULES:
-        return MODULES[module]
     places = SPLIT.get(module, {})
     others = [place for place, names in places.items() if names == "*"]
-    return next(
+    home = MODULES.get(module) or next(
         (place for place, names in places.items() if name in names.split()),
         (others or [*places, None])[0],
     )
+    # A name may have been changed after its module moved; then an import from there fails, too.
+    return home if not name or home is None or name in _names_in(home) else None
+
+
+def _names_in(module: str) -> set[str]:
+    """Returns the names that a present module defines or imports at its top level.
+
+    Args:
+        module: The dotted name of the module, without the leading `tiekd.`.
+    """
+    tree = ast.parse((_TIEKD / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return names
 
 
 def _present_import(node: ast.Import | ast.ImportFrom) -> str | None:
@@ -350,8 +366,3 @@ SPLIT = {
         "training.build": "*",
     },
 }
-
-# Removed names, for which there is no present module to report. `is_outside` became the attribute
-# `config.teacher_node.TeacherNode.module`; `counting_only` became
-# `models.layers.batch_norm.statistics_of`.
-GONE = ("models.teacher.is_outside", "distributed.counting_only")

@@ -177,6 +177,9 @@ def test_moved_targets_exist_and_sources_do_not():
 
 
 def test_home_of_name_without_successor_is_none():
-    """A name that has no successor gets no advice; its old module's other names do."""
+    """A name that was removed or changed gets no advice; its old module's other names do."""
     assert moved.home_of("models.teacher", "is_outside") is None
+    assert moved.home_of("comparison", "Entrant") is None
+    assert moved.home_of("comparison", "evaluate") == "evaluation.compare"
+    assert moved.home_of("comparison", "") == "evaluation.compare"
     assert moved.home_of("models.teacher", "build_teacher") == "teaching"
