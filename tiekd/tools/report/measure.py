@@ -84,7 +84,7 @@ class Measured(NamedTuple):
 
 
 class WatchedPredictor:
-    """A network as a function from images to depth, which keeps sigma and more of the last batch.
+    """A network as a function from images to depth, which keeps maps of the last batch.
 
     Each call sets the attributes, for its batch.
 
@@ -116,7 +116,7 @@ class WatchedPredictor:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, focal: Tensor | None = None) -> Tensor:
-        """Predicts depth like `tiekd.models.flip.predict`; sets `depth`, `sigma` and `change`.
+        """Predicts depth like `tiekd.models.flip.predict`; sets `depth`, `excess` and `change`.
 
         Args:
             image: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
@@ -148,7 +148,8 @@ class _Pixels:
     It also sums relative errors, and counts images by size.
 
     Args:
-        predictor: The predictor that is evaluated, which keeps depth and sigma of its last batch.
+        predictor: The predictor that is evaluated, which keeps depth and excess width of its
+            last batch.
         protocol: The evaluation's crop and depth range, which select the pixels.
         resize: How images are resized to the network's input size.
         total: Number of frames of the evaluation.

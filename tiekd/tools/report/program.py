@@ -182,7 +182,8 @@ def _calibrated_with(content: Content) -> list[str] | None:
     if content.records.temperature is None:
         return None
     found = content.calibration
-    return repeat.options_of("" if found is None else found.data_set, [])
+    # Without its record the data set is unknown, and of several one must be named.
+    return repeat.options_of(content.data_set.name if found is None else found.data_set, [])
 
 
 def threads_of_plan(content: Content) -> int | None:

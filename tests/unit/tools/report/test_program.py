@@ -84,6 +84,8 @@ def test_report_of_several_data_sets_takes_one(tmp_path):
     commands = dict(content.commands)
     for what in ("evaluate the best weights", "write this report again"):
         assert commands[what].endswith("--data-set own")
+    content.records = content.records._replace(temperature=1.5)
+    assert program._calibrated_with(content) == ["--data-set", "own"]
     document = page.document(content)
     assert "The run has the data sets own, more; the evaluated frames are those of own." in document
     assert "data set more" in document
