@@ -221,6 +221,14 @@ MUTANTS = [
         ("tests/unit/config/test_moved.py",),
     ),
     Mutant(
+        "an_error_of_a_shared_option_names_a_set_in_it",
+        "tiekd.config.data_sets",
+        "",
+        r"""re.compile(rf"^data(?=[. ])(?!\.(?:{'|'.join(SHARED)})\b)")""",
+        're.compile(r"^data(?=[. ])")',
+        ("tests/unit/config/test_data_sets.py",),
+    ),
+    Mutant(
         "a_program_takes_the_first_of_several_sets",
         "tiekd.training.settings",
         "Recipe.one_set",

@@ -37,7 +37,8 @@ SHARED = ("augment", "resize", "workers", "on_error", "max_errors", "timeout_s")
 _OF_EVALUATION = ("crop", "cap")
 _TEACHERS = ("teacher", "teachers")
 _NAME = re.compile(r"[A-Za-z][\w-]*")
-_OPTION = re.compile(r"^data(?=[. ])")
+# An option of one set. Those of SHARED are of all sets, so that no set's name belongs in them.
+_OPTION = re.compile(rf"^data(?=[. ])(?!\.(?:{'|'.join(SHARED)})\b)")
 
 
 class DataSet(NamedTuple):
@@ -217,8 +218,8 @@ def replace_teachers(recipe: dict, of_sets: list[dict]) -> dict:
 def errors_of_set(name: str) -> Iterator[None]:
     """Context manager that adds a data set's name to the message of a UserError in its block.
 
-    "data.root: no folder" becomes "data.street.root: no folder"; any other message is put after
-    "data.street: ".
+    "data.root: no folder" becomes "data.street.root: no folder"; any other message, such as that of
+    a key in SHARED, is put after "data.street: ".
 
     Args:
         name: The data set's name, such as "street"; "" for a recipe with one data set, whose

@@ -219,6 +219,8 @@ def test_replace_teachers_changes_each_where_it_stands():
         (DataError("data.root: no folder"), "data.street.root: no folder"),
         (RecipeError("data (folder): unknown key"), "data.street (folder): unknown key"),
         (TeacherError("teacher.maps: none"), "data.street: teacher.maps: none"),
+        (RecipeError("data.resize: too small"), "data.street: data.resize: too small"),
+        (RecipeError("data.augment.crop: too large"), "data.street: data.augment.crop: too large"),
         (DataError("data.street.root: no folder"), "data.street.root: no folder"),
     ],
 )
