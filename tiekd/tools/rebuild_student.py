@@ -3,10 +3,11 @@
     python -m tiekd.tools.rebuild_student [--threads N] [--work-dir DIR] [--out FILE] [--check]
 
 It renders the scenes of the recipe students/baseline_lite0_scenes.yaml into the current folder's
-data/, trains on one rank with N threads (some 20 minutes on two cores; a killed training resumes),
-and writes FILE.pth and FILE.json. The record has the digest of the stored weights, the errors on
-rendered validation scenes, the CPU, the threads and the versions of the packages: on the same kind
-of CPU, with the same threads and versions, the weights are the same bit for bit.
+data/, trains on one rank with N threads (some 20 minutes on two cores; the same command resumes a
+killed training), and writes FILE.pth and FILE.json. The record has the digest of the stored
+weights, the errors on rendered validation scenes before they were stored in fp16, the CPU, the
+threads and the versions of the packages: on the same kind of CPU, with the same threads and
+versions, the weights are the same bit for bit. So a training that was begun with others is refused.
 
 With --check nothing is written. The new weights are compared with the stored ones; the exit code is
 1 if neither the digests are equal nor the errors within 2 %.
@@ -43,6 +44,7 @@ from tiekd.workdir.environment import environment
 MAX_BYTES = 10_000_000
 TOLERANCE = 0.02  # relative difference of the errors on another machine
 _COMPARED = ("abs_rel", "silog")
+_BEGUN = "rebuild.json"  # in the work dir: what the training is made with
 _DIFFERS = 1
 
 
@@ -62,19 +64,23 @@ def main() -> int:
             )
     check_output("--out", None if args.check else out, ".pth")
     started = time.monotonic()
+    made_with = {
+        "overrides": list(args.overrides),
+        "threads": args.threads,
+        "machine": environment(),
+        "code": code_digest(),
+    }
+    _claim(args.work_dir, made_with)
     _train(args.work_dir, args.threads, args.overrides)
     weights = checkpoints.find_weights(args.work_dir)
     content = state_dicts.read_checkpoint(weights)
     content = {**content, "state_dict": in_half(content["state_dict"])}
     record = {
         "recipe": released.NAME,
-        "overrides": list(args.overrides),
+        **made_with,
         "digest": digest_of(content["state_dict"]),
         "iterations": content["iteration"],
         "validation": _errors(args.work_dir),
-        "threads": args.threads,
-        "machine": environment(),
-        "code": code_digest(),
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
     if args.check:
@@ -113,6 +119,49 @@ def _parse_arguments() -> argparse.Namespace:
     return args
 
 
+def _claim(work_dir: Path, made_with: Mapping) -> None:
+    """Writes into a work dir what its training is made with, or compares it with what is there.
+
+    Otherwise the record would state, say, the threads of the call that stored the weights, and not
+    those of the training, which an earlier call or bin/train.py may have made.
+
+    Args:
+        work_dir: the folder of the training.
+        made_with: the overrides, the threads, the machine and the digest of the code.
+
+    Raises:
+        LaunchError: the folder holds a training that was made with something else.
+    """
+    check_output("--work-dir", work_dir, None)
+    path = work_dir / _BEGUN
+    # If there is nothing else, a training was refused, and nothing was learned with these inputs.
+    if {each.name for each in work_dir.iterdir()} <= {_BEGUN}:
+        replace_text(path, json.dumps(made_with, indent=1) + "\n")
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        other = _differing(made_with, begun)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise LaunchError(
+            f"--work-dir: {work_dir} isn't empty, and this program didn't begin a training there; "
+            "give another folder"
+        ) from None
+    if other:
+        raise LaunchError(
+            f"--work-dir: the training in {work_dir} was begun with other {', '.join(other)}; give "
+            "another folder, or delete it"
+        )
+
+
+def _differing(made_with: Mapping, other: Mapping) -> list[str]:
+    """Returns the names of what differs between two records of what weights are made with."""
+    machine, its = made_with["machine"], other["machine"]
+    found = [key for key, value in machine.items() if value != its.get(key)]
+    return found + [
+        key for key in ("threads", "overrides", "code") if made_with.get(key) != other.get(key)
+    ]
+
+
 def _train(work_dir: Path, threads: int, overrides: Sequence[str]) -> None:
     """Trains the student in a process of its own, or resumes its training.
 
@@ -132,10 +181,11 @@ def _train(work_dir: Path, threads: int, overrides: Sequence[str]) -> None:
     variables = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     code = subprocess.run(command, env=os.environ | variables, check=False).returncode
     outcome = workdir.read_outcome(work_dir)
-    if outcome is None or not outcome.is_complete:
+    # Refuse any failure: the outcome of a refused command is that of an earlier one.
+    if code != 0 or outcome is None or not outcome.is_complete:
         raise LaunchError(
-            f"the training in {work_dir} ended with code {code} before its end; the same command "
-            "resumes it"
+            f"the training in {work_dir} ended with code {code} before its end, see above; if it "
+            "was stopped, the same command resumes it"
         )
 
 
@@ -184,13 +234,11 @@ def compared(record: Mapping, stored: Mapping) -> tuple[str, bool]:
     if record["digest"] == stored["digest"]:
         return f"Equal bit for bit: {record['digest']}", True
     pairs = {key: (record["validation"][key], stored["validation"][key]) for key in _COMPARED}
-    worst = max(abs(new / old - 1) for new, old in pairs.values())
+    is_near = all(abs(new - old) <= TOLERANCE * abs(old) for new, old in pairs.values())
     told = ", ".join(f"{key} {new:.4f}, stored {old:.4f}" for key, (new, old) in pairs.items())
-    other = [key for key, value in record["machine"].items() if value != stored["machine"].get(key)]
-    if record["threads"] != stored["threads"]:
-        other.append("threads")
+    other = _differing(record, stored)
     why = f"; made with other {', '.join(other)}" if other else ""
-    return f"Not equal bit for bit: {told}{why}", worst <= TOLERANCE
+    return f"Not equal bit for bit: {told}{why}", is_near
 
 
 def _errors(work_dir: Path) -> dict[str, float]:

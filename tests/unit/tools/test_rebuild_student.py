@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import types
 
 import pytest
 import torch
@@ -57,6 +58,16 @@ def test_compared_allows_two_percent_and_names_what_differs():
     assert not equal
     other = record(machine={"CPU": "y", "PyTorch": "2"})
     assert rebuild_student.compared(record("b"), other)[0].endswith("; made with other CPU")
+    line, _ = rebuild_student.compared(record("b", code="1", overrides=["a=1"]), record(code="2"))
+    assert line.endswith("; made with other overrides, code")
+
+
+@pytest.mark.parametrize("key", ["abs_rel", "silog"])
+def test_compared_refuses_an_error_that_is_no_number(key):
+    """An error of NaN is not within 2 %, whichever it is."""
+    made = record("b")
+    made["validation"][key] = float("nan")
+    assert not rebuild_student.compared(made, record())[1]
 
 
 def test_student_fits_into_ten_megabytes():
@@ -140,3 +151,39 @@ def test_main_refuses_weights_above_ten_megabytes(rebuild, tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match="allowed: 10 MB"):
         rebuild()
     assert not (tmp_path / "deep" / "s.pth").exists()
+
+
+def test_main_refuses_to_resume_what_was_begun_with_something_else(rebuild, tmp_path):
+    """The record states what the whole training was made with, so nothing may change in between."""
+    rebuild()
+    before = {path: path.read_bytes() for path in (tmp_path / "deep").iterdir()}
+    for changes, told in (
+        ({"threads": 3}, "was begun with other threads; give another folder, or delete it"),
+        ({"overrides": ["train.seed=3"]}, "was begun with other overrides"),
+    ):
+        with pytest.raises(LaunchError, match=told):
+            rebuild(**changes)
+    # A refused training has learned nothing, and may be begun with other overrides.
+    alone = {"machine": {}, "threads": 1, "overrides": ["typo=1"], "code": "c"}
+    rebuild_student._claim(tmp_path / "refused", alone)
+    rebuild_student._claim(tmp_path / "refused", {**alone, "overrides": []})
+    begun = json.loads((tmp_path / "refused" / "rebuild.json").read_text())
+    assert begun["overrides"] == []
+    # A folder in which bin/train.py has trained, on any number of ranks, has no such record.
+    (tmp_path / "work" / "rebuild.json").unlink()
+    with pytest.raises(LaunchError, match="work isn't empty, and this program didn't begin"):
+        rebuild()
+    assert {path: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == before
+
+
+def test_train_fails_if_its_process_fails(tmp_path, monkeypatch):
+    """A training that is refused leaves the outcome of an earlier one, which doesn't count."""
+    finished = workdir.Outcome(workdir.FINISHED, 5, 5, None, "now")
+    monkeypatch.setattr(rebuild_student.workdir, "read_outcome", lambda folder: finished)
+    code = [0]
+    ended = lambda *_, **__: types.SimpleNamespace(returncode=code[0])  # noqa: E731
+    monkeypatch.setattr(rebuild_student.subprocess, "run", ended)
+    rebuild_student._train(tmp_path, 1, [])
+    code[0] = 2
+    with pytest.raises(LaunchError, match="ended with code 2 before its end"):
+        rebuild_student._train(tmp_path, 1, [])
