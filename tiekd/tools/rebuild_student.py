@@ -87,11 +87,15 @@ def main() -> int:
         line, equal = compared(record, stored)
         print(line)
         return 0 if equal else _DIFFERS
-    weights_file.write_with(weights, content, out)
-    size = out.stat().st_size
+    # Write beside the stored weights first, so that these stay if the new ones are too large. A
+    # hidden file that a kill leaves isn't part of a wheel.
+    new = out.with_name(f".{out.name}.new")
+    weights_file.write_with(weights, content, new)
+    size = new.stat().st_size
     if size > MAX_BYTES:
-        out.unlink()
+        new.unlink()
         raise CheckpointError(f"{out}: would have {size / 1e6:.1f} MB; allowed: 10 MB")
+    new.replace(out)
     replace_text(out.with_suffix(".json"), json.dumps(record | {"bytes": size}, indent=1) + "\n")
     print(f"Written: {out} ({size / 1e6:.1f} MB) {out.with_suffix('.json')}")
     return 0

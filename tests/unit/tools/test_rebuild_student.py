@@ -146,11 +146,15 @@ def test_main_check_refuses_what_would_prove_nothing(rebuild, monkeypatch):
 
 
 def test_main_refuses_weights_above_ten_megabytes(rebuild, tmp_path, monkeypatch):
-    """A file that is too large for the wheel isn't kept."""
+    """A file that is too large for the wheel isn't kept, and replaces none."""
+    rebuild()
+    before = {path: path.read_bytes() for path in (tmp_path / "deep").iterdir()}
+    assert len(before) == 2
     monkeypatch.setattr(rebuild_student, "MAX_BYTES", 100)
+    rebuild.weight[0] = 0.5
     with pytest.raises(CheckpointError, match="allowed: 10 MB"):
         rebuild()
-    assert not (tmp_path / "deep" / "s.pth").exists()
+    assert {path: path.read_bytes() for path in (tmp_path / "deep").iterdir()} == before
 
 
 def test_main_refuses_to_resume_what_was_begun_with_something_else(rebuild, tmp_path):
