@@ -3673,6 +3673,14 @@ if passed_over:
         ("tests/unit/tools/test_rebuild_student.py",),
     ),
     Mutant(
+        "recipes_in_brackets_are_predicted_as_images",
+        "tiekd.tools.predict",
+        "asked_for",
+        "inputs.looks_like_input(first) and not is_recipe",
+        "inputs.looks_like_input(first)",
+        ("tests/unit/inference/test_released.py",),
+    ),
+    Mutant(
         "the_released_student_is_not_told_to_be_a_demo",
         "tiekd.tools.predict",
         "run",

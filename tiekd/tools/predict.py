@@ -1,6 +1,7 @@
 """Predicts the depth of images and videos: the body of bin/predict.py."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,8 @@ def asked_for(args: argparse.Namespace) -> Asked:
 
     If the first word is an image, a video or a pattern, there is no recipe, and the student that
     comes with tiekd predicts. A folder isn't taken for an input there, since it may be a work dir
-    that was given in place of a recipe.
+    that was given in place of a recipe, nor is a recipe in a folder such as `runs[1]`, whose name
+    would be a pattern.
 
     Args:
         args: the program's parsed command line.
@@ -54,12 +56,16 @@ def asked_for(args: argparse.Namespace) -> Asked:
         CheckpointError: no student comes with this installation.
     """
     first, words = str(args.recipe), list(args.words)
-    if inputs.looks_like_input(first):
+    is_recipe = os.path.isdir(first) or args.recipe.suffix.lower() in (".yaml", ".yml")
+    if inputs.looks_like_input(first) and not is_recipe:
         weights = str(released.checked_weights())
         out = args.out or Path(DEFAULT_OUT)
         return Asked(released.recipe_file(), weights, [first, *words], out, is_released=True)
     if not words:
-        raise LaunchError(f"INPUT is missing after {first}; give images, folders or videos")
+        hint = "give images, folders or videos"
+        if os.path.isdir(first):
+            hint += f"; without a recipe, give the images in it as a pattern, '{first}/*.jpg'"
+        raise LaunchError(f"INPUT is missing after {first}; {hint}")
     if args.out is None:
         raise LaunchError("--out is missing; give the folder for the files")
     has_checkpoint = len(words) > 1 and not inputs.looks_like_input(words[0])

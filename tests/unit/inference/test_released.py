@@ -96,6 +96,20 @@ def test_words_that_are_missing_are_named(tmp_path):
     with pytest.raises(LaunchError, match="--out is missing"):
         predict.asked_for(arguments("r.yaml", "a.jpg"))
     assert not predict.asked_for(arguments(str(tmp_path), "a.jpg", out=Path("o"))).is_released
+    with pytest.raises(LaunchError, match=r"without a recipe, .* as a pattern, '.*/\*\.jpg'$"):
+        predict.asked_for(arguments(str(tmp_path)))
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_recipes_and_folders_with_names_of_images_are_no_inputs(tmp_path):
+    """Brackets in a recipe's path, or a folder named as an image, don't select the demo."""
+    for first in ("runs[1]/recipe.yaml", "work?/Recipe.YML"):
+        asked = predict.asked_for(arguments(first, "a.jpg", out=Path("o")))
+        assert asked == (Path(first), None, ["a.jpg"], Path("o"), False)
+    for name in ("work.png", "run[1]"):
+        (tmp_path / name).mkdir()
+        asked = predict.asked_for(arguments(str(tmp_path / name), "a.jpg", out=Path("o")))
+        assert not asked.is_released
 
 
 def test_released_weights_fit_their_record():
