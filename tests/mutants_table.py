@@ -3633,6 +3633,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_networks.py",),
     ),
     Mutant(
+        "a_changed_network_has_the_latency_of_the_old_one",
+        "tiekd.tools.experiment.cost_plot",
+        "points",
+        'timed.get("network") == values["network"]',
+        "bool(timed)",
+        ("tests/unit/tools/experiment/test_cost_plot.py",),
+    ),
+    Mutant(
         "one_network_is_plotted_against_itself",
         "tiekd.tools.experiment.cost_plot",
         "points",

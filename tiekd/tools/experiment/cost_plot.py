@@ -19,7 +19,7 @@ def points(table: Mapping, latency: Mapping) -> dict[str, dict[str, list[tuple]]
 
     Args:
         table: the experiment's table, as `table.compute` returns it.
-        latency: the content of latency.json; empty if no latency was measured.
+        latency: the measured latencies, as `networks.read_latency` returns them.
 
     Returns:
         set -> {"GMAC": points, "latency, ms": points}. A point is (row, cost, value of the set's
@@ -28,14 +28,17 @@ def points(table: Mapping, latency: Mapping) -> dict[str, dict[str, list[tuple]]
     """
     found: dict[str, dict[str, list[tuple]]] = {}
     for name, each in table["sets"].items():
-        milliseconds = latency.get("sets", {}).get(name, {})
+        measured = latency.get(name, {})
         by_cost: dict[str, list[tuple]] = {"GMAC": [], "latency, ms": []}
         for row, values in each["rows"].items():
             metric = each["metric"]
             value, spread = (as_number(values[key]) for key in (metric, f"{metric}_sd"))
             if not math.isfinite(value):
                 continue
-            costs = (values["network"]["gmac"], milliseconds.get(row.partition(":")[0]))
+            # Leave out the latency of a network that the row had before its recipe was changed.
+            timed = measured.get(row.partition(":")[0], {})
+            is_its = timed.get("network") == values["network"]
+            costs = (values["network"]["gmac"], timed["ms"] if is_its else None)
             for of_cost, cost in zip(by_cost.values(), costs, strict=True):
                 if cost is not None:
                     of_cost.append((row, cost, value, spread))
@@ -51,7 +54,7 @@ def draw(table: Mapping, latency: Mapping) -> bytes | None:
 
     Args:
         table: the experiment's table.
-        latency: the content of latency.json; empty if no latency was measured.
+        latency: the measured latencies, as `networks.read_latency` returns them.
 
     Returns:
         The bytes of a PNG; None if there is no such set.

@@ -4,7 +4,10 @@ The counts follow from the recipe, so they are in the table. Latencies depend on
 what else runs there, so they are measured only on request (`--report --latency`), in this process,
 and kept in a file of their own, latency.json in the experiment's work dir:
 
-    {"machine": {...}, "threads": N, "sets": {SET: {ROW: MILLISECONDS}}}
+    {"machine": {...}, "threads": N, "sets": {SET: {ROW: {"ms": MILLISECONDS, "network": {...}}}}}
+
+`network` is the size of the measured network (`counts`); a latency is ignored if the row has
+another network now.
 
 It costs a forward pass for each different network, and for latencies some seconds each. Not
 covered: sizes of networks that see images of several sizes.
@@ -63,35 +66,39 @@ def measure_latency(runs: Sequence[Job], folder: Path, print_line: Callable[[str
         folder: the experiment's work dir.
         print_line: function that prints a line.
     """
-    by_network: dict[tuple, list[tuple[str, str]]] = {}
+    by_network: dict[tuple, list[Job]] = {}
     for job in {(job.set, job.row): job for job in runs}.values():
         node, size = _network_of(job)
         if size is None:
             print_line(f"{job.set}/{job.row}: no latency, because its images have several sizes")
             continue
-        by_network.setdefault((json.dumps(node), size), []).append((job.set, job.row))
-    found: dict[str, dict[str, float]] = {}
+        by_network.setdefault((json.dumps(node), size), []).append(job)
+    found: dict[str, dict[str, dict]] = {}
     milliseconds = _medians([(_build(node), size) for node, size in by_network])
-    for named, median in zip(by_network.values(), milliseconds, strict=True):
-        for name, row in named:
-            found.setdefault(name, {})[row] = median
-            print_line(f"{name}/{row}: {median:.2f} ms")
+    for jobs, median in zip(by_network.values(), milliseconds, strict=True):
+        for job in jobs:
+            found.setdefault(job.set, {})[job.row] = {"ms": median, "network": counts(job)}
+            print_line(f"{job.set}/{job.row}: {median:.2f} ms")
     content = {"machine": environment(), "threads": torch.get_num_threads(), "sets": found}
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / LATENCY_FILE, json.dumps(content, indent=1) + "\n")
 
 
-def read_latency(folder: Path) -> dict:
-    """Returns the content of latency.json; an empty dict if there is none, or it is damaged.
+def read_latency(folder: Path) -> dict[str, dict[str, dict]]:
+    """Returns the latencies in latency.json: set -> row -> {"ms": milliseconds, "network": size}.
+
+    It is an empty dict if there is no such file, or it is damaged.
 
     Args:
         folder: the experiment's work dir.
     """
     try:
         content = json.loads((folder / LATENCY_FILE).read_text(encoding="utf-8"))
-        _ = content["machine"], content["threads"], content["sets"]
-        return content
-    except (OSError, ValueError, KeyError, TypeError):
+        for rows in content["sets"].values():
+            for each in rows.values():
+                _ = each["ms"] + 0.0, each["network"]
+        return content["sets"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

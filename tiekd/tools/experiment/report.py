@@ -61,6 +61,9 @@ def write(table: Mapping, folder: Path) -> list[str]:
         if png is not None:
             replace_bytes(folder / name, png)
             told[0] += f" {folder / name}"
+        else:
+            # Delete the plot of an earlier report, which would contradict this one.
+            (folder / name).unlink(missing_ok=True)
     return told
 
 

@@ -66,13 +66,18 @@ def test_latency_is_a_median_by_row_in_a_file_of_its_own(planned, tmp_path, monk
 
     monkeypatch.setattr(networks.time, "perf_counter", now)
     monkeypatch.setattr(networks, "_build", lambda node: torch.nn.Identity())
+    size = {"parameters": 3, "input": [8, 8], "gmac": 1.5}
+    monkeypatch.setattr(networks, "counts", lambda job: size)
     lines = []
     networks.measure_latency(planned, tmp_path / "work", lines.append)
     assert lines == ["streets/new: 2000.00 ms", "streets/old: 2000.00 ms"]
     found = networks.read_latency(tmp_path / "work")
-    assert found["sets"] == {"streets": {"new": 2000.0, "old": 2000.0}}
-    assert found["threads"] == torch.get_num_threads()
-    assert "PyTorch" in found["machine"]
-    (tmp_path / "work" / "latency.json").write_text(json.dumps({"sets": {}}))
-    assert networks.read_latency(tmp_path / "work") == {}
+    timed = {"ms": 2000.0, "network": size}
+    assert found == {"streets": {"new": timed, "old": timed}}
+    content = json.loads((tmp_path / "work" / "latency.json").read_text())
+    assert content["threads"] == torch.get_num_threads()
+    assert "PyTorch" in content["machine"]
+    for damaged in ({}, {"sets": []}, {"sets": {"streets": {"new": 2000.0}}}):
+        (tmp_path / "work" / "latency.json").write_text(json.dumps(damaged))
+        assert networks.read_latency(tmp_path / "work") == {}
     assert networks.read_latency(tmp_path) == {}

@@ -58,10 +58,15 @@ def test_write_plots_costs_of_different_networks(found, tmp_path):
     told = report.write(other, tmp_path)
     assert told[0].endswith(f" {tmp_path}/costs.png")
     before = (tmp_path / "costs.png").read_bytes()
-    latency = {"machine": {}, "threads": 1, "sets": {"streets": {"new": 3.0, "old": 1.0}}}
+    rows = other["sets"]["streets"]["rows"]
+    timed = {row: {"ms": 3.0, "network": rows[row]["network"]} for row in ("new", "old")}
+    latency = {"machine": {}, "threads": 1, "sets": {"streets": timed}}
     (tmp_path / "latency.json").write_text(json.dumps(latency))
     report.write(other, tmp_path)
     assert (tmp_path / "costs.png").read_bytes() != before
+    # When the rows have one network again, the plot of the earlier report goes.
+    assert "costs.png" not in report.write(found, tmp_path)[0]
+    assert not (tmp_path / "costs.png").exists()
 
 
 def test_interval_without_ends_is_told_and_not_drawn(found):
