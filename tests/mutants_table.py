@@ -3585,6 +3585,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_overrides.py",),
     ),
     Mutant(
+        "rows_without_the_folds_teacher_have_one_for_all_folds",
+        "tiekd.tools.experiment.overrides",
+        "check_folds",
+        "other is not None",
+        "False",
+        ("tests/unit/tools/experiment/test_overrides.py",),
+    ),
+    Mutant(
         "folds_without_a_teacher_take_another_ones",
         "tiekd.tools.experiment.overrides",
         "check_folds",

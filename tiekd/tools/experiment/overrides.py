@@ -72,6 +72,12 @@ def check_folds(where: str, folds: Sequence, rows: Mapping[str, Sequence[str]]) 
                     f"rows.{row}.set: {clash} is set by {here} too, and differs between folds; "
                     f"leave it out, and give the row a value of its own in {here}.rows.{row}"
                 )
+            other = _other_teacher(of_fold, _keys(given))
+            if other is not None:
+                raise RecipeError(
+                    f"rows.{row}.set: {other} gives a teacher in place of that of {here}, and "
+                    f"would be that of every fold; leave it out, and give it in {here}.rows.{row}"
+                )
             # Refuse a key that only some folds set: the others would keep the recipe's value, such
             # as the teacher of another fold.
             other = set(of_fold) ^ set(_keys(folds[0].overrides_of(row)))
@@ -100,3 +106,18 @@ def _clash(of_fold: Sequence[str], of_row: Sequence[str]) -> str | None:
         (key for key in of_row if any(key == own or key.startswith(f"{own}.") for own in of_fold)),
         None,
     )
+
+
+def _other_teacher(of_fold: Sequence[str], of_row: Sequence[str]) -> str | None:
+    """Returns the first key of a row that sets another teacher than the fold's; None if none.
+
+    `teacher=null` removes the fold's teacher. A teacher that the row sets beside it, by other keys
+    than the fold's or as `teachers`, would be one for all folds.
+
+    Args:
+        of_fold: the fold's dotted keys.
+        of_row: the row's dotted keys.
+    """
+    if "teacher" not in of_row or not any(key.startswith("teacher.") for key in of_fold):
+        return None
+    return next((key for key in of_row if key.startswith(("teacher.", "teachers"))), None)

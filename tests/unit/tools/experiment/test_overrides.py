@@ -33,6 +33,18 @@ def test_check_folds_accepts_a_teacher_for_each_fold():
     check([], rows)
 
 
+@pytest.mark.parametrize("other", ["teachers=[{maps: m}]", "teacher.recipe=r", "teacher={name: x}"])
+def test_check_folds_refuses_one_teacher_for_all_folds(other):
+    """A row that removes the folds' teacher mustn't have another, which is that of every fold."""
+    with pytest.raises(RecipeError) as error:
+        check(maps("m0", "m1"), {"new": ["teacher=null", other]})
+    told = "gives a teacher in place of that of sets.rooms.folds.0, and would be that of every"
+    assert told in str(error.value)
+    assert str(error.value).endswith("and give it in sets.rooms.folds.0.rows.new")
+    # Without a teacher of the folds, that of the row is no surprise.
+    check([{}, {}], {"new": ["teacher=null", other]})
+
+
 @pytest.mark.parametrize(
     ("folds", "given", "told"),
     [
