@@ -3681,6 +3681,14 @@ if passed_over:
         ("tests/unit/tools/test_rebuild_student.py",),
     ),
     Mutant(
+        "trainings_outlive_a_killed_tiekd_experiment",
+        "tiekd.distributed.launcher_watch",
+        "_launches",
+        're.search(r"(^|[/ ])tiekd (experiment|distill)( |$)", command)',
+        "None",
+        ("tests/unit/distributed/test_launcher_watch.py",),
+    ),
+    Mutant(
         "the_record_states_the_threads_of_the_last_call",
         "tiekd.tools.rebuild_student",
         "_claim",

@@ -27,7 +27,7 @@ import psutil
 
 _RUNNERS = ("deepspeed.launcher.runner", "bin/deepspeed")
 # The environment variable with the process ID of the program that supervises this run: `bin/resume
-# --restarts`, bin/experiment.py or bin/distill.py.
+# --restarts`, bin/experiment.py, bin/distill.py or tiekd/tools/rebuild_student.py.
 SUPERVISOR = "TIEKD_SUPERVISOR"
 _REAPERS = ("systemd", "init", "tini", "dumb-init", "containerd-shim")
 _LAUNCHER_MODULES = ("deepspeed.launcher.launch", *_RUNNERS)
@@ -94,10 +94,10 @@ def launchers() -> list[psutil.Process]:
     """Returns the launcher processes that started this process, as a list, nearest first.
 
     These are DeepSpeed's launch.py, which starts the ranks of one machine; DeepSpeed's runner,
-    which starts launch.py; and `bin/resume --restarts`, bin/experiment.py and bin/distill.py. If
-    launch.py is an ancestor of this process and the runner isn't, launch.py was started over ssh.
-    Then the ssh session is added. If the pdsh process that opened the session runs on this machine,
-    it is added too, with the launchers above it.
+    which starts launch.py; and `bin/resume --restarts`, bin/experiment.py, bin/distill.py and
+    tiekd/tools/rebuild_student.py. If launch.py is an ancestor of this process and the runner
+    isn't, launch.py was started over ssh. Then the ssh session is added. If the pdsh process that
+    opened the session runs on this machine, it is added too, with the launchers above it.
     """
     ancestors = [(process, _command(process)) for process in psutil.Process().parents()]
     found = [i for i, (_, command) in enumerate(ancestors) if _launches(command)]
@@ -206,7 +206,8 @@ def _is_adopted(launch: psutil.Process) -> bool:
 def _launches(command: str) -> bool:
     supervises = re.search(r"(^|[/ ])resume ", command) and " --restart" in command
     supervises = supervises or re.search(r"(^|[/ ])(experiment|distill)\.py( |$)", command)
-    supervises = supervises or re.search(r"(^|[/ ])tiekd distill( |$)", command)
+    supervises = supervises or re.search(r"(^|[/ ])tiekd (experiment|distill)( |$)", command)
+    supervises = supervises or re.search(r" tiekd\.tools\.rebuild_student( |$)", command)
     return bool(supervises) or any(module in command for module in _LAUNCHER_MODULES)
 
 

@@ -20,7 +20,7 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ from tiekd.inference import released
 from tiekd.models.weights import state_dicts
 from tiekd.tools import arguments
 from tiekd.tools.experiment.runs import code_digest
+from tiekd.tools.supervise import run_once
 from tiekd.workdir import checkpoints, weights_file, workdir
 from tiekd.workdir.environment import environment
 
@@ -176,15 +177,29 @@ def _train(work_dir: Path, threads: int, overrides: Sequence[str]) -> None:
 
     Raises:
         LaunchError: the training didn't finish.
+        Stopped: a signal has stopped it.
     """
     program = shipped.folder(shipped.PROGRAMS) / "train.py"
     command = [sys.executable, str(program), str(released.recipe_file())]
     command += ["--work-dir", str(work_dir), "--resume-from", "auto"]
     command += ["--set", *overrides] if overrides else []
     # Compute on the CPU, whatever the machine has: only there a training is the same bit for bit.
-    variables = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    code = subprocess.run(command, env=os.environ | variables, check=False).returncode
+    os.environ.update({"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""})
+    # Forward signals to the training, which then saves a checkpoint. It would outlive this process.
+    received: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = {
+        number: signal.signal(number, lambda number, _frame: received.append(number))
+        for number in signals
+    }
+    try:
+        code = run_once(command, work_dir, received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     outcome = workdir.read_outcome(work_dir)
+    if code == entrypoint.STOPPED_CODE:
+        raise entrypoint.Stopped(f"{work_dir}: stopped; the same command resumes the training")
     # Refuse any failure: the outcome of a refused command is that of an earlier one.
     if code != 0 or outcome is None or not outcome.is_complete:
         raise LaunchError(

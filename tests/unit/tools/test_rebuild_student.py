@@ -2,12 +2,14 @@
 
 import argparse
 import json
-import types
+import os
+import signal
 
 import pytest
 import torch
 
 from tiekd.config.recipe import load_recipe
+from tiekd.distributed import entrypoint
 from tiekd.errors import CheckpointError, LaunchError
 from tiekd.inference import released
 from tiekd.models.build import build_network
@@ -184,10 +186,28 @@ def test_train_fails_if_its_process_fails(tmp_path, monkeypatch):
     """A training that is refused leaves the outcome of an earlier one, which doesn't count."""
     finished = workdir.Outcome(workdir.FINISHED, 5, 5, None, "now")
     monkeypatch.setattr(rebuild_student.workdir, "read_outcome", lambda folder: finished)
-    code = [0]
-    ended = lambda *_, **__: types.SimpleNamespace(returncode=code[0])  # noqa: E731
-    monkeypatch.setattr(rebuild_student.subprocess, "run", ended)
+    codes = [0, 2, entrypoint.STOPPED_CODE]
+    monkeypatch.setattr(rebuild_student, "run_once", lambda *_: codes.pop(0))
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     rebuild_student._train(tmp_path, 1, [])
-    code[0] = 2
     with pytest.raises(LaunchError, match="ended with code 2 before its end"):
         rebuild_student._train(tmp_path, 1, [])
+    with pytest.raises(entrypoint.Stopped, match="the same command resumes"):
+        rebuild_student._train(tmp_path, 1, [])
+
+
+def test_train_hands_signals_on(tmp_path, monkeypatch):
+    """A signal reaches the training, which saves; afterwards signals act as before."""
+
+    def run(_command, _work_dir, received):
+        signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+        return entrypoint.STOPPED_CODE
+
+    monkeypatch.setattr(rebuild_student, "run_once", run)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(entrypoint.Stopped):
+        rebuild_student._train(tmp_path, 3, [])
+    assert signal.getsignal(signal.SIGTERM) == before
