@@ -56,7 +56,7 @@ def asked_for(args: argparse.Namespace) -> Asked:
         CheckpointError: no student comes with this installation.
     """
     first, words = str(args.recipe), list(args.words)
-    is_recipe = os.path.isdir(first) or args.recipe.suffix.lower() in (".yaml", ".yml")
+    is_recipe = os.path.isdir(first) or Path(first).suffix.lower() in (".yaml", ".yml")
     if inputs.looks_like_input(first) and not is_recipe:
         weights = str(released.checked_weights())
         out = args.out or Path(DEFAULT_OUT)
