@@ -3699,7 +3699,7 @@ if passed_over:
     Mutant(
         "recipes_in_brackets_are_predicted_as_images",
         "tiekd.tools.predict",
-        "asked_for",
+        "request_of",
         "inputs.looks_like_input(first) and not is_recipe",
         "inputs.looks_like_input(first)",
         ("tests/unit/inference/test_released.py",),

@@ -406,7 +406,8 @@ def _parse_annotation(node: ast.expr | None) -> Any:
             return _WORDS.get(name, Any)
         # `int | None`: use Union, since `|` doesn't accept every operand, such as Any.
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_parse_annotation(left), _parse_annotation(right)]  # noqa: UP007 - of values
+            left, right = _parse_annotation(left), _parse_annotation(right)
+            return Union[left, right]  # noqa: UP007 - these are values
         case ast.Subscript(
             value=ast.Name(id="Literal") | ast.Attribute(attr="Literal"), slice=inner
         ):

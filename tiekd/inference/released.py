@@ -29,11 +29,6 @@ def weights_file() -> Path:
     return shipped.folder(shipped.RECIPES) / "released" / f"{NAME}.pth"
 
 
-def record_file() -> Path:
-    """Returns the path of the record of how the weights were made, which need not exist."""
-    return weights_file().with_suffix(".json")
-
-
 def checked_weights() -> Path:
     """Returns the path of the student's weights.
 

@@ -22,8 +22,8 @@ from tiekd.models import confidence, load
 DEFAULT_OUT = "predicted"  # the folder of the outputs without RECIPE and --out
 
 
-class Asked(NamedTuple):
-    """What the words of a command line stand for.
+class Request(NamedTuple):
+    """A command line of bin/predict.py, whose words are told apart.
 
     Attributes:
         recipe: the path of the recipe.
@@ -40,8 +40,8 @@ class Asked(NamedTuple):
     is_released: bool
 
 
-def asked_for(args: argparse.Namespace) -> Asked:
-    """Returns what the words of a command line stand for.
+def request_of(args: argparse.Namespace) -> Request:
+    """Tells the words of a command line apart: recipe, weights and inputs.
 
     If the first word is an image, a video or a pattern, there is no recipe, and the student that
     comes with tiekd predicts. A folder isn't taken for an input there, since it may be a work dir
@@ -60,7 +60,7 @@ def asked_for(args: argparse.Namespace) -> Asked:
     if inputs.looks_like_input(first) and not is_recipe:
         weights = str(released.checked_weights())
         out = args.out or Path(DEFAULT_OUT)
-        return Asked(released.recipe_file(), weights, [first, *words], out, is_released=True)
+        return Request(released.recipe_file(), weights, [first, *words], out, is_released=True)
     if not words:
         hint = "give images, folders or videos"
         if os.path.isdir(first):
@@ -70,7 +70,7 @@ def asked_for(args: argparse.Namespace) -> Asked:
         raise LaunchError("--out is missing; give the folder for the files")
     has_checkpoint = len(words) > 1 and not inputs.looks_like_input(words[0])
     checkpoint = words[0] if has_checkpoint else None
-    return Asked(args.recipe, checkpoint, words[has_checkpoint:], args.out, is_released=False)
+    return Request(args.recipe, checkpoint, words[has_checkpoint:], args.out, is_released=False)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,23 +83,25 @@ def run(args: argparse.Namespace) -> None:
         UserError: the recipe, the checkpoint or an option is invalid, or an input can't be
             predicted.
     """
-    asked = asked_for(args)
-    recipe = load_recipe(asked.recipe, args.overrides)
+    request = request_of(args)
+    recipe = load_recipe(request.recipe, args.overrides)
     # If the recipe has several data sets, use only the settings that they share: a unit of depth,
     # for example, isn't defined for an image that belongs to none of them.
     data = recipe.get("data", {})
     data = data_sets.shared_of(data) if data_sets.is_list(recipe) else data
     # Find the inputs first, so that errors in them are reported before the network is built.
-    found = inputs.find(asked.inputs, asked.out)
+    found = inputs.find(request.inputs, request.out)
     given = parse_size(args.size)
     camera = cameras.parse_intrinsics(args.intrinsics, args.focal)
     known = cameras.Cameras(camera, data) if args.points else None
     device = student.pick_device(args.device)
     try:
-        network, weights, resize = load.load_network(asked.recipe, asked.checkpoint, args.overrides)
+        network, weights, resize = load.load_network(
+            request.recipe, request.checkpoint, args.overrides
+        )
     except CheckpointError as error:
         read_as = ""
-        if asked.checkpoint is not None and not asked.is_released:
+        if request.checkpoint is not None and not request.is_released:
             read_as = f"; of several words after RECIPE the first, {args.words[0]}, is CHECKPOINT"
         raise CheckpointError(f"{error}{read_as}") from None
     # Set up the student, and then the outputs.
@@ -117,14 +119,14 @@ def run(args: argparse.Namespace) -> None:
         student.check_readout(network, "local", "confidence")
     units = outputs.parse_units(args.depth_unit, data, network.max_depth)
     written = outputs.Outputs(
-        asked.out, units, network.max_depth, args.raw, args.points, args.confidence
+        request.out, units, network.max_depth, args.raw, args.points, args.confidence
     )
     maps = TeacherList.of(recipe).maps
     for path in written.of("any").values():
         read_folders.refuse("--out", path.parent, (path.suffix,), data, maps)
     written.check(found, args.overwrite)
-    files.check_output("--out", asked.out, None)
-    if asked.is_released:
+    files.check_output("--out", request.out, None)
+    if request.is_released:
         print(released.NOTICE)
     print(f"Weights: {weights}; readout {args.readout}, on {device}")
     for line in learned_from.lines(learned_from.read(weights)):
@@ -132,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     if args.confidence:
         print(confidence.describe(calibration))
     print(f"Working resolution: {resize}")
-    print(f"Depth: {asked.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
+    print(f"Depth: {request.out / 'depth'}, {outputs.in_words(units, network.max_depth)}")
     batch_size = args.batch_size or (1 if device.type == "cpu" else 4)
     failed = predict_all(
         Predictor(model, written, batch_size, known), found, sys.stdout, sys.stderr
@@ -142,5 +144,5 @@ def run(args: argparse.Namespace) -> None:
     if failed:
         raise DataError(
             f"{failed} of {len(found)} could not be predicted, see above; what could is in "
-            f"{asked.out}"
+            f"{request.out}"
         )

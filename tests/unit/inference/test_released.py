@@ -78,38 +78,38 @@ def test_predict_without_recipe_needs_weights(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("stand_in")
 def test_words_are_recipe_checkpoint_and_inputs():
     """The first word is the recipe unless it is an image, a video or a pattern."""
-    asked = predict.asked_for(arguments("r.yaml", "work", "a.jpg", out=Path("o")))
-    assert asked == (Path("r.yaml"), "work", ["a.jpg"], Path("o"), False)
-    asked = predict.asked_for(arguments("r.yaml", "photos", out=Path("o")))
-    assert asked == (Path("r.yaml"), None, ["photos"], Path("o"), False)
+    request = predict.request_of(arguments("r.yaml", "work", "a.jpg", out=Path("o")))
+    assert request == (Path("r.yaml"), "work", ["a.jpg"], Path("o"), False)
+    request = predict.request_of(arguments("r.yaml", "photos", out=Path("o")))
+    assert request == (Path("r.yaml"), None, ["photos"], Path("o"), False)
     for first in ("a.jpg", "ride.mp4", "rides/*"):
-        asked = predict.asked_for(arguments(first, "photos", "b.jpg"))
+        request = predict.request_of(arguments(first, "photos", "b.jpg"))
         weights = str(released.weights_file())
         inputs = [first, "photos", "b.jpg"]
-        assert asked == (released.recipe_file(), weights, inputs, Path("predicted"), True)
+        assert request == (released.recipe_file(), weights, inputs, Path("predicted"), True)
 
 
 def test_words_that_are_missing_are_named(tmp_path):
     """A recipe needs an input and --out; a folder in its place isn't taken for images."""
     with pytest.raises(LaunchError, match="INPUT is missing after r.yaml"):
-        predict.asked_for(arguments("r.yaml", out=Path("o")))
+        predict.request_of(arguments("r.yaml", out=Path("o")))
     with pytest.raises(LaunchError, match="--out is missing"):
-        predict.asked_for(arguments("r.yaml", "a.jpg"))
-    assert not predict.asked_for(arguments(str(tmp_path), "a.jpg", out=Path("o"))).is_released
+        predict.request_of(arguments("r.yaml", "a.jpg"))
+    assert not predict.request_of(arguments(str(tmp_path), "a.jpg", out=Path("o"))).is_released
     with pytest.raises(LaunchError, match=r"without a recipe, .* as a pattern, '.*/\*\.jpg'$"):
-        predict.asked_for(arguments(str(tmp_path)))
+        predict.request_of(arguments(str(tmp_path)))
 
 
 @pytest.mark.usefixtures("stand_in")
 def test_recipes_and_folders_with_names_of_images_are_no_inputs(tmp_path):
     """Brackets in a recipe's path, or a folder named as an image, don't select the demo."""
     for first in ("runs[1]/recipe.yaml", "work?/Recipe.YML"):
-        asked = predict.asked_for(arguments(first, "a.jpg", out=Path("o")))
-        assert asked == (Path(first), None, ["a.jpg"], Path("o"), False)
+        request = predict.request_of(arguments(first, "a.jpg", out=Path("o")))
+        assert request == (Path(first), None, ["a.jpg"], Path("o"), False)
     for name in ("work.png", "run[1]"):
         (tmp_path / name).mkdir()
-        asked = predict.asked_for(arguments(str(tmp_path / name), "a.jpg", out=Path("o")))
-        assert not asked.is_released
+        request = predict.request_of(arguments(str(tmp_path / name), "a.jpg", out=Path("o")))
+        assert not request.is_released
 
 
 def test_released_weights_fit_their_record():
@@ -118,7 +118,7 @@ def test_released_weights_fit_their_record():
     if not path.is_file():
         pytest.skip("no weights here")
     assert path.stat().st_size <= rebuild_student.MAX_BYTES
-    record = json.loads(released.record_file().read_text())
+    record = json.loads(released.weights_file().with_suffix(".json").read_text())
     content = torch.load(path, weights_only=True)
     assert rebuild_student.digest_of(content["state_dict"]) == record["digest"]
     assert content["teachers"] == []

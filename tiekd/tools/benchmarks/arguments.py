@@ -70,9 +70,10 @@ def _add_recipe(parser: argparse.ArgumentParser, default: Path, whose: str) -> N
 
 
 def _add_kitti(parser: argparse.ArgumentParser) -> None:
-    """Adds the option `--data FOLDER`, a folder with the KITTI dataset.
+    """Adds the options `--data FOLDER`, a folder with the KITTI dataset, and `--kb-crop H W`.
 
-    Without it, the benchmark renders images.
+    Without the folder, the benchmark renders images. The crop is the rectangle of KITTI's images
+    that is read.
 
     Args:
         parser: the benchmark's parser.
@@ -82,6 +83,14 @@ def _add_kitti(parser: argparse.ArgumentParser) -> None:
         type=paths.path_argument,
         metavar="FOLDER",
         help="KITTI; without it scenes are rendered",
+    )
+    parser.add_argument(
+        "--kb-crop",
+        type=positive_int,
+        nargs=2,
+        default=(352, 1216),
+        metavar=("H", "W"),
+        help="default 352 1216",
     )
 
 
@@ -166,14 +175,6 @@ def of_loader(parser: argparse.ArgumentParser) -> None:
         metavar=("H", "W"),
         help="default 352 704",
     )
-    parser.add_argument(
-        "--kb-crop",
-        type=positive_int,
-        nargs=2,
-        default=(352, 1216),
-        metavar=("H", "W"),
-        help="default 352 1216",
-    )
 
 
 def of_eval(parser: argparse.ArgumentParser) -> None:
@@ -185,14 +186,6 @@ def of_eval(parser: argparse.ArgumentParser) -> None:
         parser: the benchmark's parser.
     """
     _add_kitti(parser)
-    parser.add_argument(
-        "--kb-crop",
-        type=positive_int,
-        nargs=2,
-        default=(352, 1216),
-        metavar=("H", "W"),
-        help="352 1216",
-    )
     parser.add_argument(
         "--batch-size",
         type=positive_int,
