@@ -56,7 +56,7 @@ class Options:
             image's width. Nearer surfaces get no depth.
         min_disparity: The smallest disparity that gives a depth, in pixels.
         disparity_error: The standard deviation of a disparity in pixels, from which sigma follows;
-            None for depth without sigma.
+            0 for depth without sigma.
     """
 
     baseline: float | None = None
@@ -65,7 +65,7 @@ class Options:
     offset: float | None = None
     max_disparity: int | None = None
     min_disparity: float = 3.0
-    disparity_error: float | None = 0.75
+    disparity_error: float = 0.75
 
     def __post_init__(self):
         if (self.baseline is None) == (self.calibration is None):
@@ -80,10 +80,15 @@ class Options:
                 f"teacher.right: got {list(self.right)}; it must be two different texts, of which "
                 "the first is in the left images' paths"
             )
-        for key in ("min_disparity", "disparity_error"):
-            value = getattr(self, key)
-            if value is not None and not value > 0:
-                raise TeacherError(f"teacher.{key}: got {value}; it must be pixels above 0")
+        if not self.min_disparity > 0:
+            raise TeacherError(
+                f"teacher.min_disparity: got {self.min_disparity}; it must be pixels above 0"
+            )
+        if not self.disparity_error >= 0:
+            raise TeacherError(
+                f"teacher.disparity_error: got {self.disparity_error}; it must be pixels above 0, "
+                "or 0 for depth without sigma"
+            )
         if self.max_disparity is not None and self.max_disparity <= self.min_disparity:
             raise TeacherError(
                 f"teacher.max_disparity: got {self.max_disparity}; it must be pixels above "
@@ -97,7 +102,7 @@ class Estimate(NamedTuple):
     Attributes:
         depth: (H, W) float32, metres, 0 where invalid.
         sigma: (H, W) float32, metres, the standard deviation of the depth; 0 where invalid. None if
-            `disparity_error` is None.
+            `disparity_error` is 0.
     """
 
     depth: np.ndarray
@@ -157,7 +162,7 @@ class StereoTeacher:
             "matching": matching.SETTINGS,
         }
         self.sigma: dict | None = None
-        if options.disparity_error is not None:
+        if options.disparity_error:
             self.sigma = {"disparity_error": options.disparity_error, **matching.SIGMA}
             self.description["sigma"] = self.sigma
         self.description["digest"] = digest.of_settings(self.description)
@@ -319,7 +324,7 @@ class StereoTeacher:
         disparity = matching.disparity_of(left_grey, right_grey, count)
         depth = matching.depth_of(disparity, rig, self.options.min_disparity)
         error = self.options.disparity_error
-        sigma = None if error is None else matching.sigma_of(depth, disparity, rig, error)
+        sigma = matching.sigma_of(depth, disparity, rig, error) if error else None
         return Estimate(depth, sigma)
 
     def _cropped(self, frame: Frame, size: tuple[int, int], matrix: np.ndarray) -> Estimate:

@@ -131,8 +131,8 @@ def test_stereo_sigma_is_cached_beside_depth(root, tmp_path, crop):
 
 
 def test_stereo_without_an_error_gives_depth_alone(root, tmp_path):
-    """`disparity_error: null` makes maps that also a released target can learn."""
-    cache(recipe_of(root, disparity_error=None), tmp_path / "maps")
+    """`disparity_error: 0` makes maps that also a released target can learn."""
+    cache(recipe_of(root, disparity_error=0), tmp_path / "maps")
     assert not (tmp_path / "maps" / "sigma").exists()
     assert "sigma" not in teacher_maps.read_manifest(tmp_path / "maps")["teacher_network"]
 
@@ -264,6 +264,10 @@ def test_stereo_short_baseline_in_centimetres_is_stopped_by_the_audit(root, tmp_
         ({"right": ["", "right"]}, "it must be two different texts"),
         ({"right": "right"}, "teacher.right: got 'right'; it must be a list of 2: text, text"),
         ({"min_disparity": 0}, "teacher.min_disparity: got 0; it must be pixels above 0"),
+        (
+            {"disparity_error": -0.5},
+            "teacher.disparity_error: got -0.5; it must be pixels above 0, or 0 for depth without",
+        ),
         ({"max_disparity": 3}, "teacher.max_disparity: got 3; it must be pixels above min"),
         ({"model": "x"}, "teacher (stereo): unknown key 'model'"),
     ],
