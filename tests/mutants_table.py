@@ -2279,6 +2279,14 @@ if passed_over:
         ("tests/system/test_full_stdout.py",),
     ),
     Mutant(
+        "a_reader_that_ended_ends_a_run",
+        "tiekd.distributed.entrypoint",
+        "_Stdout.write",
+        "self._reader_has_ended = True",
+        "raise",
+        ("tests/system/test_full_stdout.py",),
+    ),
+    Mutant(
         "a_full_disk_is_a_traceback_of_export",
         "tiekd.inference.export.export",
         "write",

@@ -1,4 +1,4 @@
-"""A program whose stdout is a full disk."""
+"""A program whose stdout is a full disk, or a pipe that nobody reads."""
 
 import os
 import subprocess
@@ -39,4 +39,32 @@ entrypoint.program(main)
         "tiekd: stdout: No space left on device; all later output to stdout is lost\n"
     )
     assert ended.returncode == code
+    assert (tmp_path / "done").exists()
+
+
+def test_stdout_without_reader_is_no_error(tmp_path):
+    """`program | head` says nothing on stderr, and the program still does its work."""
+    program = f"""
+from tiekd.distributed import entrypoint
+
+def main():
+    for _ in range(100_000):
+        print("a line")
+    print("the last line", flush=True)
+    open({str(tmp_path / "done")!r}, "w").close()
+
+entrypoint.program(main)
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "done").exists()

@@ -96,11 +96,13 @@ class _Stdout(io.RawIOBase):
 
     The error of that write is reported in one line on stderr. Otherwise a run would end when the
     disk with the file of its stdout is full, and loggers would print a traceback for every message.
-    The constructor takes the file descriptor of stdout.
+    If stdout is a pipe whose reader has ended, as in `bin/train.py ... | head`, nothing is
+    reported. The constructor takes the file descriptor of stdout.
     """
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
+        self._reader_has_ended = False
 
     def writable(self) -> bool:
         """Returns True, as io.RawIOBase requires for a stream that can be written to."""
@@ -124,9 +126,11 @@ class _Stdout(io.RawIOBase):
             The number of bytes that were written or dropped.
         """
         global _stdout_error
-        if _stdout_error is None:
+        if _stdout_error is None and not self._reader_has_ended:
             try:
                 return os.write(self._descriptor, data)
+            except BrokenPipeError:
+                self._reader_has_ended = True
             except OSError as error:
                 if error.errno not in _WRITE_ERRORS:
                     raise
@@ -218,7 +222,7 @@ def _code_after_stdout(code: int) -> int:
         2 if `code` is 0, writing to stdout has failed, and the program's result is on stdout; else
         `code`.
     """
-    # An OSError here means that stdout is a pipe whose reader has ended.
+    # An OSError here means that stdout is closed.
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     lost = _stdout_error is not None and not _result_is_elsewhere
