@@ -229,6 +229,22 @@ MUTANTS = [
         ("tests/unit/config/test_data_sets.py",),
     ),
     Mutant(
+        "a_removed_set_takes_along_what_all_sets_share",
+        "tiekd.config.recipe",
+        "_as_override_of_list",
+        "entries[0] |= taken",
+        "pass",
+        ("tests/unit/config/test_data_sets.py",),
+    ),
+    Mutant(
+        "a_removed_set_replaces_what_another_set_gives",
+        "tiekd.config.recipe",
+        "_as_override_of_list",
+        "k not in given",
+        "True",
+        ("tests/unit/config/test_data_sets.py",),
+    ),
+    Mutant(
         "a_program_takes_the_first_of_several_sets",
         "tiekd.training.settings",
         "Recipe.one_set",

@@ -265,13 +265,18 @@ def _as_override_of_list(change: dict, recipe: dict, where: str) -> dict:
                 f"or number of a set, or one of {', '.join(data_sets.SHARED)}, which are of all"
             )
         elif value is None:
-            entries[index] = None
+            # Another entry takes over the keys of all data sets that only this entry gives.
+            removed = entries.pop(index)
+            given = {shared for node in entries for shared in node}
+            taken = {k: removed[k] for k in data_sets.SHARED if k in removed and k not in given}
+            if entries:
+                entries[0] |= taken
         else:
             check_value(value, dict, where)
             entries[index] = _changed_set(
                 entries[index], _with_absolute_paths(value, Path(), where)
             )
-    return change | {"data": [node for node in entries if node is not None]}
+    return change | {"data": entries}
 
 
 def _changed_set(node: dict, change: dict) -> dict:

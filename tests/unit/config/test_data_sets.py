@@ -145,6 +145,19 @@ def test_override_removes_a_set_or_replaces_all(tmp_path):
     assert recipe["data"] == {"name": "scenes", "num_train": 3}
 
 
+def test_removed_set_leaves_what_all_sets_share(tmp_path):
+    """What applies to all sets stays if the set that gives it is removed; its own keys go."""
+    found = sets(tmp_path, [STREET, KITTI], ["data.street=null"])["kitti"]["data"]
+    assert found == KITTI | {"augment": STREET["augment"]}
+    two = [STREET | {"on_error": "skip"}, KITTI, KITTI | {"set": "own", "timeout_s": 9.0}]
+    found = sets(tmp_path, two, ["data.0=null", "data.own=null"])["kitti"]["data"]
+    shared = {"augment": STREET["augment"], "on_error": "skip", "timeout_s": 9.0}
+    assert found == KITTI | shared
+    other = [KITTI | {"set": "own"}, KITTI | {"workers": 2}]
+    removed = loaded(tmp_path, other, ["data.own=null"])["data"]
+    assert removed == [KITTI | {"workers": 2}]
+
+
 def test_override_to_another_kind_of_set_keeps_what_any_has(tmp_path):
     """Another `name` drops the options of the old data set, and keeps weight and teacher."""
     street = STREET | {"weight": 1, "teacher": {"maps": "m"}}
