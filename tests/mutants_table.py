@@ -2067,9 +2067,17 @@ MUTANTS = [
     Mutant(
         "an_override_counts_by_its_whole_key_alone",
         "tiekd.config.recipe",
-        "is_overridden",
+        "_has_key",
         "return True",
         "return not isinstance(node, dict)",
+        ("tests/unit/data/test_open_resize.py",),
+    ),
+    Mutant(
+        "a_working_resolution_given_to_one_set_does_not_count",
+        "tiekd.config.recipe",
+        "is_overridden",
+        "[node, *_of_sets(node, recipe)]",
+        "[node]",
         ("tests/unit/data/test_open_resize.py",),
     ),
     Mutant(

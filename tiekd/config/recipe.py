@@ -422,24 +422,42 @@ def _parse_override(override: str, recipe: dict) -> dict:
 def is_overridden(key: Sequence[str], recipe: dict, overrides: Sequence[str]) -> bool:
     """Returns True if one of the overrides sets the given key of the recipe.
 
-    The override may set the key itself, a key inside its mapping, or a mapping that contains it.
+    The override may set the key itself, a key inside its mapping, or a mapping that contains it. Of
+    a list `data`, it may also set the key of one data set, as in `data.street.resize`.
 
     Args:
         key: The keys that lead to the value, outermost first, such as `("data", "resize")`.
         recipe: The recipe to which the overrides were applied.
         overrides: Texts `key.sub=value`.
     """
-    for override in overrides:
-        node = _parse_override(override, recipe)
-        # Follow the keys into the override's nested dict. If all are found, the override sets the
-        # value.
-        for part in key:
-            if not isinstance(node, dict) or part not in node:
-                break
-            node = node[part]
-        else:
-            return True
-    return False
+    nodes = [_parse_override(override, recipe) for override in overrides]
+    return any(_has_key(each, key) for node in nodes for each in [node, *_of_sets(node, recipe)])
+
+
+def _of_sets(change: dict, recipe: dict) -> list[dict]:
+    """Returns what an override changes in the single sets of a list `data`.
+
+    Args:
+        change: The override as a nested dict, such as `{"data": {"street": {"root": ...}}}`.
+        recipe: The recipe to which it was applied.
+
+    Returns:
+        A dict such as `{"data": {"root": ...}}` for each set that is changed; empty if the recipe's
+        `data` is a mapping.
+    """
+    data = change.get("data") if data_sets.is_list(recipe) else None
+    if isinstance(data, dict):
+        data = [node for key, node in data.items() if data_sets.index_of(key, recipe) is not None]
+    return [{"data": node} for node in data or ()]
+
+
+def _has_key(node: object, key: Sequence[str]) -> bool:
+    """Returns True if a nested dict has a value, or null, at the given keys."""
+    for part in key:
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _with_home_expanded(node, key: tuple, recipe: dict):

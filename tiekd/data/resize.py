@@ -246,7 +246,7 @@ def of_node(node: object, where: str = "data.resize") -> Resize:
     if not isinstance(node, Mapping):
         raise RecipeError(
             f"{where}: got {node!r:.80}; it must be {{height: H, width: W, mode: stretch}} (or "
-            "cover, contain), {short_side: S}, {scale: X} or null"
+            "cover, contain, fit), {short_side: S}, {scale: X} or null"
         )
     return settings({where: dict(node)}, where, Resize)
 
@@ -313,9 +313,9 @@ def resize_of(
     # Use an override of data.resize first, then the resizing saved with the weights, then the
     # recipe's.
     data = {} if recipe is None else recipe.get("data") or {}
+    data = data_sets.shared_of(data) if isinstance(data, list) else data
     if is_overridden(("data", "resize"), recipe or {}, overrides):
-        is_none = isinstance(data, dict) and data.get("resize") is None
-        return OWN_SIZE if is_none else of_data(data)
+        return OWN_SIZE if data.get("resize") is None else of_data(data)
     if state.get("resize") is not None:
         return of_node(state["resize"], "the weights' resize")
     return of_data(data)

@@ -101,6 +101,10 @@ def test_resize_of_prefers_override_then_weights():
     """An override precedes the resize in the weights file, and that the recipe's."""
     ours, recipe = {"short_side": 64}, {"data": {"name": "nyu", "resize": {"scale": 0.5}}}
     as_recipe = {"data": {"name": "nyu"}}
+    # Without data.resize, the crop of these sets would determine the size.
+    crop = {"augment": {"crop": [32, 64], "sizes": "keep_aspect"}}
+    sets = {"data": [{"name": "nyu", **crop}, {"name": "b"}]}
+    resized = {"data": [{"name": "nyu"}, {"name": "b", "resize": {"scale": 0.5}}]}
     for state, given, overrides, expected in (
         ({"resize": ours}, recipe, [], Resize(short_side=64)),
         ({"resize": ours}, None, [], Resize(short_side=64)),
@@ -116,6 +120,13 @@ def test_resize_of_prefers_override_then_weights():
         ({"resize": ours}, recipe, ["data.root=resize", "data.resized=1"], Resize(short_side=64)),
         ({"resize": ours}, recipe, ["data={root: /x/resize}"], Resize(short_side=64)),
         ({"resize": ours}, as_recipe, ["data.resize=null"], OWN_SIZE),
+        ({"resize": ours}, sets, ["data.workers=1"], Resize(short_side=64)),
+        ({"resize": ours}, sets, ["data.b.root=resize"], Resize(short_side=64)),
+        ({"resize": ours}, sets | resized, ["data.resize={scale: 0.5}"], Resize(scale=0.5)),
+        ({"resize": ours}, sets | resized, ["data.b.resize={scale: 0.5}"], Resize(scale=0.5)),
+        ({"resize": ours}, sets | resized, ["data.1={resize: {scale: 0.5}}"], Resize(scale=0.5)),
+        ({"resize": ours}, resized, ["data=[{name: b, resize: {scale: 0.5}}]"], Resize(scale=0.5)),
+        ({"resize": ours}, sets, ["data.resize=null"], OWN_SIZE),
     ):
         assert resize_of(state, given, overrides) == expected, (state, given, overrides)
 
