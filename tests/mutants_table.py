@@ -3617,6 +3617,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_overrides.py",),
     ),
     Mutant(
+        "runs_without_validation_train_on_the_validation_shards",
+        "tiekd.data.datasets.shards",
+        "build",
+        "is_stated or held_out is None or held_out",
+        "held_out is None or held_out",
+        ("tests/unit/data/datasets/test_shards.py",),
+    ),
+    Mutant(
         "rows_without_the_folds_teacher_have_one_for_all_folds",
         "tiekd.tools.experiment.overrides",
         "check_folds",

@@ -118,8 +118,9 @@ def build(
         maps: Folder of cached teacher maps, below `options.root` or absolute; read for training
             frames only.
         on_error: "skip" accepts JSON files that can't be read, and counts them in the log.
-        held_out: An empty collection if the run doesn't validate, so that no frame is held out.
-            Any other value is ignored, since the options determine the validation frames.
+        held_out: An empty collection if the run doesn't validate, so that no frame is held out but
+            those of `val_shards` or `val_prefix`. Any other value is ignored, since the options
+            determine the validation frames.
 
     Returns:
         The dataset, which reads a frame's members on access.
@@ -142,7 +143,8 @@ def build(
     _check_unit(table, options)
     # Select the frames of the split.
     validation = np.zeros(len(table), bool)
-    if held_out is None or held_out:
+    is_stated = (options.val_shards, options.val_prefix) != (None, None)
+    if is_stated or held_out is None or held_out:
         validation = _validation(root, index, options)
     chosen = np.flatnonzero(validation if split == "val" else ~validation)
     if not len(chosen):

@@ -337,6 +337,8 @@ def test_shards_splits_by_shard_by_key_or_by_hash(tmp_path):
         train, val = (frames(tmp_path, split, **options) for split in ("train", "val"))
         assert {name.split("/")[0] for name in names(val)} == expected
         assert sorted(names(train) + names(val)) == names(frames(tmp_path))
+        # A run that doesn't validate isn't trained on stated validation frames either.
+        assert names(frames(tmp_path, held_out=(), **options)) == names(train)
     train, val = (frames(tmp_path, split, val_fraction=0.3) for split in ("train", "val"))
     folders = [{name.split("/")[0] for name in names(data)} for data in (train, val)]
     assert folders[0].isdisjoint(folders[1])
