@@ -3625,6 +3625,14 @@ if passed_over:
         ("tests/unit/data/datasets/test_shards.py",),
     ),
     Mutant(
+        "a_misspelt_key_of_a_profiler_profiles_nothing",
+        "tiekd.engine.config",
+        "resolve",
+        "key in _NESTED_KEYS",
+        "False",
+        ("tests/unit/engine/test_config.py",),
+    ),
+    Mutant(
         "rows_without_the_folds_teacher_have_one_for_all_folds",
         "tiekd.tools.experiment.overrides",
         "check_folds",

@@ -35,7 +35,7 @@ _SWITCHES = (
 _MAPPINGS = (
     "zero_optimization fp16 bf16 torch_autocast data_types flops_profiler comms_logger "
     "activation_checkpointing aio "
-    "compile timers zenflow weight_quantization " + execution.SECTION
+    "compile timers weight_quantization " + execution.SECTION
 )
 _COUNTS = (
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps steps_per_print"
@@ -46,6 +46,18 @@ ENGINE_KEYS = {
     **dict.fromkeys(_MAPPINGS.split(), dict),
     **dict.fromkeys(_SWITCHES.split(), bool),
     **dict.fromkeys(_WORDS.split(), str),
+}
+# The allowed keys inside those mappings in which DeepSpeed 0.19 ignores unknown keys. In all other
+# mappings it refuses them itself.
+_NESTED_KEYS = {
+    "flops_profiler": "enabled recompute_fwd_factor profile_step module_depth top_modules detailed "
+    "output_file",
+    "data_types": "grad_accum_dtype param_dtype buffer_dtype keep_in_fp32_modules",
+    "activation_checkpointing": "partition_activations number_checkpoints profile "
+    "contiguous_memory_optimization synchronize_checkpoint_boundary cpu_checkpointing",
+    "aio": "block_size queue_depth intra_op_parallelism single_submit overlap_events use_gds",
+    "timers": "throughput",
+    "torch_autocast": "enabled dtype lower_precision_safe_modules",
 }
 _FROM_RECIPE = (*_COUNTS.split()[:3], "gradient_clipping")  # Keys whose value may be "auto".
 
@@ -158,6 +170,8 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
             raise RecipeError(f"engine config: unknown key {key!r}; {hint}")
         if not (key in _FROM_RECIPE and value == "auto"):
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")
+        if key in _NESTED_KEYS:
+            check_keys(value, _NESTED_KEYS[key].split(), f"engine config: {key}")
         if key in ("steps_per_print", "gradient_predivide_factor") and not 0 < value < math.inf:
             raise RecipeError(f"engine config: {key} is {value}; it must be above 0")
     # Refuse a batch size or clipping norm that differs from the recipe's; "auto" stands for the
@@ -308,11 +322,6 @@ def _check_precision(values: dict) -> None:
         raise RecipeError(
             "engine config: fp16.auto_cast also halves the teacher's depth; remove it"
         )
-    check_keys(
-        autocast,
-        ["enabled", "dtype", "lower_precision_safe_modules"],
-        "engine config: torch_autocast",
-    )
     if autocast.get("enabled") and "bf" not in str(autocast.get("dtype", "")):
         raise RecipeError(
             f"engine config: torch_autocast.dtype is {autocast.get('dtype')!r}; only bfloat16 "

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tiekd.engine import patches
-from tiekd.engine.config import read_engine_config, resolve
+from tiekd.engine.config import _NESTED_KEYS, read_engine_config, resolve
 from tiekd.engine.step import Step
 from tiekd.errors import LaunchError, RecipeError
 
@@ -44,6 +44,43 @@ def refused(config: dict) -> str:
         resolve(config, batch_size=4, clip_norm=35.0, world_size=1)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "near"),
+    [
+        ("flops_profiler", "enable", "enabled"),
+        ("data_types", "grad_acum_dtype", "grad_accum_dtype"),
+        ("activation_checkpointing", "partitioned_activations", "partition_activations"),
+        ("aio", "blocksize", "block_size"),
+        ("timers", "throughputs", "throughput"),
+        ("torch_autocast", "enable", "enabled"),
+    ],
+)
+def test_resolve_refuses_keys_that_deepspeed_ignores(section, key, near):
+    """An unknown key in a mapping is refused where DeepSpeed would ignore it."""
+    told = refused({section: {key: True}})
+    assert told.startswith(f"engine config: {section}: unknown key {key!r}; did you mean {near!r}?")
+    # DeepSpeed reads ZenFlow's settings in zero_optimization alone.
+    assert refused({"zenflow": {"topk_ratio": 0.1}}).startswith("engine config: unknown key 'zenf")
+
+
+def test_nested_keys_are_those_of_deepspeed():
+    """The keys that are allowed in a mapping are those that DeepSpeed reads."""
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.activation_checkpointing.config import (
+        DeepSpeedActivationCheckpointingConfig,
+    )
+    from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
+
+    profiler = vars(DeepSpeedFlopsProfilerConfig({}))
+    checkpointing = vars(DeepSpeedActivationCheckpointingConfig({}))
+    for section, read in {
+        "flops_profiler": profiler,
+        "activation_checkpointing": checkpointing,
+        "aio": AIO_DEFAULT_DICT,
+    }.items():
+        assert set(_NESTED_KEYS[section].split()) == set(read), section
 
 
 @pytest.fixture
