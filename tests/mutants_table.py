@@ -3633,6 +3633,14 @@ if passed_over:
         ("tests/unit/engine/test_config.py",),
     ),
     Mutant(
+        "a_row_of_another_recipe_drops_the_folds_checkpoint",
+        "tiekd.tools.experiment.overrides",
+        "_other_teacher",
+        "_ANOTHER_TEACHER",
+        "()",
+        ("tests/unit/tools/experiment/test_overrides.py",),
+    ),
+    Mutant(
         "rows_without_the_folds_teacher_have_one_for_all_folds",
         "tiekd.tools.experiment.overrides",
         "check_folds",

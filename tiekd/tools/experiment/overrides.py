@@ -14,6 +14,8 @@ from tiekd.errors import RecipeError
 
 # Keys that a fold sets by its own keys train and val.
 _LISTS = ("data.train_split", "data.val_split")
+# Keys that select another teacher: the merge of recipes then drops keys of the earlier one.
+_ANOTHER_TEACHER = ("teacher.name", "teacher.recipe")
 
 
 def keys_of(override: str) -> list[str]:
@@ -72,7 +74,7 @@ def check_folds(where: str, folds: Sequence, rows: Mapping[str, Sequence[str]]) 
                     f"rows.{row}.set: {clash} is set by {here} too, and differs between folds; "
                     f"leave it out, and give the row a value of its own in {here}.rows.{row}"
                 )
-            other = _other_teacher(of_fold, _keys(given))
+            other = _other_teacher(of_fold, _keys(fold.set), _keys(given))
             if other is not None:
                 raise RecipeError(
                     f"rows.{row}.set: {other} gives a teacher in place of that of {here}, and "
@@ -108,16 +110,27 @@ def _clash(of_fold: Sequence[str], of_row: Sequence[str]) -> str | None:
     )
 
 
-def _other_teacher(of_fold: Sequence[str], of_row: Sequence[str]) -> str | None:
+def _other_teacher(
+    of_fold: Sequence[str], of_all_rows: Sequence[str], of_row: Sequence[str]
+) -> str | None:
     """Returns the first key of a row that sets another teacher than the fold's; None if none.
 
     `teacher=null` removes the fold's teacher. A teacher that the row sets beside it, by other keys
-    than the fold's or as `teachers`, would be one for all folds.
+    than the fold's or as `teachers`, would be one for all folds. So would one that the row sets by
+    `teacher.name` or `teacher.recipe`, which drop earlier keys such as `teacher.checkpoint`.
 
     Args:
-        of_fold: the fold's dotted keys.
+        of_fold: the fold's dotted keys for this row.
+        of_all_rows: those of them that the fold sets for all rows, i.e. before the row's.
         of_row: the row's dotted keys.
     """
-    if "teacher" not in of_row or not any(key.startswith("teacher.") for key in of_fold):
-        return None
-    return next((key for key in of_row if key.startswith(("teacher.", "teachers"))), None)
+    others: tuple[str, ...] = ()
+    if "teacher" in of_row and _of_teacher(of_fold):
+        others = ("teacher.", "teachers")
+    elif _of_teacher(of_all_rows):
+        others = _ANOTHER_TEACHER
+    return next((key for key in of_row if key.startswith(others)), None)
+
+
+def _of_teacher(keys: Sequence[str]) -> bool:
+    return any(key.startswith("teacher.") for key in keys)

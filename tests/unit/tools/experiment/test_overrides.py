@@ -45,6 +45,17 @@ def test_check_folds_refuses_one_teacher_for_all_folds(other):
     check([{}, {}], {"new": ["teacher=null", other]})
 
 
+@pytest.mark.parametrize("other", ["teacher.recipe=r", "teacher.name=x", "teacher={name: x}"])
+def test_check_folds_refuses_a_row_that_selects_another_teacher(other):
+    """Another recipe or kind of teacher drops the fold's checkpoint, and would be every fold's."""
+    folds = [{"set": [f"teacher.checkpoint=t{place}.pth"]} for place in (0, 1)]
+    with pytest.raises(RecipeError, match="^rows.new.set: teacher.* gives a teacher in place of"):
+        check(folds, {"new": [other]})
+    check(folds, {"new": ["teacher.flip=true"]})
+    # What a fold sets for the row alone comes after the row's overrides.
+    check([{"rows": {"new": each["set"]}} for each in folds], {"new": [other]})
+
+
 @pytest.mark.parametrize(
     ("folds", "given", "told"),
     [
