@@ -54,7 +54,8 @@ _PACKAGES += ("onnxruntime", "opencv-python-headless")
 # Code that doesn't affect the errors of a frame: programs, and the code that computes a report from
 # the errors.
 _NOT_COMPUTED_WITH = ("share", "tools", "evaluation/intervals.py")
-_SCORES = "tools/experiment/score.py"
+# Code in tools/ that computes them nevertheless.
+_COMPUTED_WITH = ("tools/experiment/score.py", "tools/experiment/readout.py")
 _SPLITS = {"val": "validation", "test": "test"}
 _NAMED_SCENES = 10  # largest number of scenes that a message names
 PILOT_SEEDS = 3  # number of seeds from which the smallest detectable difference is computed
@@ -611,9 +612,7 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(_CODE.rglob("*.py")):
         name = path.relative_to(_CODE).as_posix()
-        # Skip code that doesn't affect results. Include score.py, which computes them although it
-        # is in tools/.
-        if name.startswith(_NOT_COMPUTED_WITH) and name != _SCORES:
+        if name.startswith(_NOT_COMPUTED_WITH) and name not in _COMPUTED_WITH:
             continue
         digest.update(f"{name}\0".encode() + path.read_bytes())
     for package in _PACKAGES:

@@ -1,8 +1,10 @@
 """The list of an experiment's runs: their order, their keys, and which of them are finished."""
 
+import ast
 import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +125,13 @@ def test_key_follows_code(write, monkeypatch):
     skipped = runs._NOT_COMPUTED_WITH
     assert "tools/experiment/report.py".startswith(skipped)
     assert not "evaluation/metrics.py".startswith(skipped)
+    # A process that evaluates a run starts in score.py: what it computes with counts.
+    imported = ast.walk(ast.parse(Path(runs.__file__).with_name("score.py").read_text()))
+    modules = [node.module for node in imported if isinstance(node, ast.ImportFrom)]
+    of_tools = {f"{name.replace('.', '/').removeprefix('tiekd/')}.py" for name in modules}
+    of_tools = {name for name in of_tools if name.startswith("tools/")}
+    assert of_tools - {"tools/experiment/spec.py"} <= set(runs._COMPUTED_WITH)
+    assert all((Path(runs.__file__).parents[2] / name).is_file() for name in runs._COMPUTED_WITH)
     # Images are decoded by Pillow, and encoders may be those of timm.
     assert {"pillow", "timm"} <= set(runs._PACKAGES)
 
