@@ -3641,6 +3641,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_overrides.py",),
     ),
     Mutant(
+        "a_reading_of_a_list_by_another_path_does_not_count",
+        "tiekd.tools.experiment.score",
+        "readings_of",
+        "test_list.resolve()",
+        "test_list.absolute()",
+        ("tests/unit/tools/experiment/test_score.py",),
+    ),
+    Mutant(
         "rows_without_the_folds_teacher_have_one_for_all_folds",
         "tiekd.tools.experiment.overrides",
         "check_folds",

@@ -242,6 +242,8 @@ def readings_of(path: Path, test_list: Path) -> list[dict]:
         return []
     try:
         found = [json.loads(line) for line in lines]
-        return [line for line in found if line["list"] == str(test_list.absolute())]
+        # One list may be named in several ways, such as through `..` or a link.
+        wanted = test_list.resolve()
+        return [line for line in found if Path(line["list"]).resolve() == wanted]
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path}: a line is damaged; put the file back, readings count") from None

@@ -50,6 +50,10 @@ def test_count_reading_appends_a_line(job, scenes, monkeypatch):
     assert len(score.readings_of(Path(job["readings"]), scenes / "last.txt")) == 2
     assert score.readings_of(Path(job["readings"]), scenes / "first.txt") == []
     assert score.readings_of(Path("none"), scenes / "first.txt") == []
+    # A reading counts in whatever way the list is named.
+    (scenes / "link.txt").symlink_to("last.txt")
+    for other in (scenes / "link.txt", scenes / ".." / scenes.name / "last.txt"):
+        assert len(score.readings_of(Path(job["readings"]), other)) == 2
 
 
 def test_run_counts_reading_before_the_list_is_read(job, tmp_path, monkeypatch):
