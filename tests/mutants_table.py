@@ -3633,6 +3633,22 @@ if passed_over:
         ("tests/unit/engine/test_config.py",),
     ),
     Mutant(
+        "a_head_may_give_several_depths_a_pixel",
+        "tiekd.models.contract",
+        "check_prediction",
+        "tuple(depth.shape[:2]) != (count, 1)",
+        "False",
+        ("tests/unit/models/test_contract.py",),
+    ),
+    Mutant(
+        "a_decoder_may_have_other_channels_than_it_states",
+        "tiekd.models.contract",
+        "check_decoded",
+        "tuple(features.shape[:2]) == (len(image), decoder.channels)",
+        "True",
+        ("tests/unit/models/test_contract.py",),
+    ),
+    Mutant(
         "a_row_of_another_recipe_drops_the_folds_checkpoint",
         "tiekd.tools.experiment.overrides",
         "_other_teacher",

@@ -4,7 +4,7 @@ from tiekd.config.build import build
 from tiekd.config.schema import check_keys, check_value
 from tiekd.errors import RecipeError
 from tiekd.models import canonical
-from tiekd.models.contract import check_encoder, check_neck
+from tiekd.models.contract import check_decoder, check_encoder, check_head, check_neck
 from tiekd.models.network import Network
 
 PARTS = ("encoder", "neck", "decoder", "head", "min_depth", "max_depth", *canonical.KEYS)
@@ -69,6 +69,7 @@ def build_network(node: dict, where: str = "network") -> Network:
         encoder_strides=encoder.strides,
         max_depth=high,
     )
+    check_decoder(decoder, _place(node, "decoder", where))
     head = build(
         node["head"],
         "tiekd.models.heads",
@@ -78,6 +79,7 @@ def build_network(node: dict, where: str = "network") -> Network:
         min_depth=low,
         max_depth=high,
     )
+    check_head(head, _place(node, "head", where))
     return Network(encoder, decoder, head, min_depth, max_depth, neck=neck, canonical=camera)
 
 

@@ -1,9 +1,10 @@
-"""Checks that an encoder's or neck's features have the channels and strides that it states.
+"""Checks that the parts of a network return what they state: channels, strides and depth.
 
-A user's own encoder or neck may return features of a wrong size. Without the checks this would
-cause an unrelated error in a later module, or wrong results without any error. The checks only read
-shapes, so they don't wait for the device. Not covered: checks of the features' values, and of
-decoders and heads, whose output is resized to the image.
+A user's own part may return tensors of a wrong size. Without the checks this would cause an
+unrelated error in a later module, or wrong results without any error: a depth of two channels would
+be compared with a target of one. The checks only read shapes, so they don't wait for the device.
+Not covered: checks of values, and of the height and width that a decoder or head returns, which are
+resized to the image.
 """
 
 from collections.abc import Sequence
@@ -61,6 +62,38 @@ def check_neck(neck: nn.Module, channels: Sequence[int], where: str) -> None:
         )
 
 
+def check_decoder(decoder: nn.Module, where: str) -> None:
+    """Checks that a decoder states the number of channels and the stride of its feature map.
+
+    Args:
+        decoder: the object that the decoder's `build` returned.
+        where: the decoder's key in the recipe and its name, for the error message.
+
+    Raises:
+        RecipeError: the decoder isn't an nn.Module, or its attribute `channels` or `stride` is
+            missing or isn't a whole number from 1.
+    """
+    _check_module(decoder, where)
+    for name in ("channels", "stride"):
+        value = getattr(decoder, name, None)
+        if not isinstance(value, int) or value < 1:
+            got = "isn't there" if value is None else f"is {value!r:.80}"
+            raise RecipeError(
+                f"{where}: its attribute {name} {got}; it must be a whole number from 1, of the "
+                "feature map that it returns"
+            )
+
+
+def check_head(head: nn.Module, where: str) -> None:
+    """Raises RecipeError if a head isn't an nn.Module.
+
+    Args:
+        head: the object that the head's `build` returned.
+        where: the head's key in the recipe and its name, for the error message.
+    """
+    _check_module(head, where)
+
+
 def check_features(
     part: nn.Module, kind: str, features, image: Tensor, strides: Sequence[int]
 ) -> None:
@@ -100,6 +133,51 @@ def check_features(
                 f"states {channels} channels at stride {stride} of an image of {height}x{width} "
                 "(sizes are rounded up)"
             )
+
+
+def check_decoded(decoder: nn.Module, features, image: Tensor) -> None:
+    """Checks that a decoder's feature map has the stated number of channels.
+
+    Args:
+        decoder: the decoder, whose attribute `channels` states their number.
+        features: the feature map that `decoder` returned for `image`.
+        image: the network's input, (B, 3, H, W).
+
+    Raises:
+        RecipeError: `features` isn't a tensor (B, decoder.channels, h, w).
+    """
+    is_right = isinstance(features, Tensor) and features.ndim == 4
+    if is_right and tuple(features.shape[:2]) == (len(image), decoder.channels):
+        return
+    raise RecipeError(
+        f"decoder ({type(decoder).__module__}.{type(decoder).__name__}): returned "
+        f"{_describe(features)}; it must be ({len(image)}, {decoder.channels}, h, w), for it "
+        f"states {decoder.channels} channels"
+    )
+
+
+def check_prediction(head: nn.Module, returned, count: int) -> None:
+    """Checks that a head returned a prediction with one depth for each pixel.
+
+    Args:
+        head: the head.
+        returned: the object that `head` returned.
+        count: number of images.
+
+    Raises:
+        RecipeError: `returned` isn't a tuple of three like Prediction (tiekd/models/network.py), or
+            its depth isn't a floating-point tensor (count, 1, h, w).
+    """
+    where = f"head ({type(head).__module__}.{type(head).__name__})"
+    if not isinstance(returned, tuple) or len(returned) != 3:
+        raise RecipeError(f"{where}: returned {_describe(returned)}; it must be a tiekd.Prediction")
+    depth = returned[0]
+    is_right = isinstance(depth, Tensor) and depth.ndim == 4 and depth.is_floating_point()
+    if not is_right or tuple(depth.shape[:2]) != (count, 1):
+        raise RecipeError(
+            f"{where}: returned a depth {_describe(depth)}; it must be ({count}, 1, h, w), "
+            "floating point, in metres"
+        )
 
 
 def _check_module(part, where: str) -> None:

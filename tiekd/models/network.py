@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tiekd.data.target import Target
 from tiekd.errors import RecipeError
 from tiekd.models.canonical import Canonical
-from tiekd.models.contract import check_features
+from tiekd.models.contract import check_decoded, check_features, check_prediction
 from tiekd.models.layers.batch_norm import statistics_of
 from tiekd.models.readout import resize_to_image
 
@@ -81,6 +81,7 @@ class Network(nn.Module):
         # Don't check the features of an encoder without an attribute `strides`, such as one that
         # was written for another project.
         self._has_checked_features = not hasattr(encoder, "strides")
+        self._has_checked_depth = self._has_checked_features
 
     def forward(
         self,
@@ -112,8 +113,8 @@ class Network(nn.Module):
 
         Raises:
             RecipeError: in training, images are so few and small that a norm gets a single value
-                per channel; at the first call, the encoder's or the neck's features don't have the
-                channels or strides that they state.
+                per channel; at the first call, the encoder, the neck or the decoder doesn't return
+                the channels or strides that it states, or the head returns no depth.
         """
         if not self.training:
             size = image.shape[2], image.shape[3]
@@ -147,10 +148,17 @@ class Network(nn.Module):
 
         Returns:
             The prediction at the image's size, as for `forward`.
+
+        Raises:
+            RecipeError: at the first call, the head doesn't return a depth for each pixel.
         """
         if isinstance(target_depth, Target) and not getattr(self.head, "takes_target", False):
             target_depth = target_depth.mean_depth()
-        depth, divergence, bin_centres = self.head(features, image_size, target_depth)
+        returned = self.head(features, image_size, target_depth)
+        if not self._has_checked_depth and not _is_traced():
+            check_prediction(self.head, returned, len(features))
+            self._has_checked_depth = True
+        depth, divergence, bin_centres = returned
         if not self.training:
             depth = self.in_metres(depth, focal)
         depth = resize_to_image(
@@ -222,24 +230,25 @@ class Network(nn.Module):
             (B, C, h, w), with the decoder's number of channels and its stride.
 
         Raises:
-            RecipeError: at the first call, the encoder's or the neck's features don't have the
-                channels or strides that they state.
+            RecipeError: at the first call, features of the encoder, the neck or the decoder don't
+                have the channels or strides that they state.
         """
         image = image.to(next(self.parameters()).dtype, memory_format=self.memory_format)
         features = self.encoder(image)
         # Skip the check of the features' shapes while the network is traced or compiled, because
         # the check would become part of the graph.
-        checks = not (
-            self._has_checked_features or torch.jit.is_tracing() or torch.compiler.is_compiling()
-        )
+        checks = not (self._has_checked_features or _is_traced())
         if checks:
             check_features(self.encoder, "encoder", features, image, self.encoder.strides)
         if self.neck is not None:
             features = self.neck(features)
             if checks:
                 check_features(self.neck, "neck", features, image, self.encoder.strides)
+        decoded = self.decoder(features, (image.shape[2], image.shape[3]))
+        if checks and hasattr(self.decoder, "channels"):
+            check_decoded(self.decoder, decoded, image)
         self._has_checked_features = self._has_checked_features or checks
-        return self.decoder(features, (image.shape[2], image.shape[3]))
+        return decoded
 
     def _too_small(self, image: Tensor, error: str) -> str:
         """Returns the error message for a norm that gets a single value per channel, with a remedy.
@@ -258,3 +267,7 @@ class Network(nn.Module):
             f"a norm one value, which can't be normalised ({error}); set 2 images or more a rank "
             f"and micro-batch{larger}"
         )
+
+
+def _is_traced() -> bool:
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()

@@ -108,14 +108,17 @@ def test_build_network_invalid_node_is_one_line(path, value, line):
 
 
 def test_build_network_refuses_parts_that_state_nothing(monkeypatch):
-    """An encoder or neck from outside without channels is refused with its name in the recipe."""
+    """A part from outside without channels is refused with its name in the recipe."""
     module = types.ModuleType("mine.part")
     module.build = torch.nn.Identity
     monkeypatch.setitem(sys.modules, "mine.part", module)
-    for part in ("encoder", "neck"):
+    for part in ("encoder", "neck", "decoder"):
         told = rf"^network.{part} \(mine.part\): its attribute channels isn't there; it must be"
         with pytest.raises(RecipeError, match=told):
             build_network(changed(part, {"name": "mine.part"}))
+    module.build = lambda: 3.0
+    with pytest.raises(RecipeError, match=r"^network.head \(mine.part\): build made a float; it"):
+        build_network(changed("head", {"name": "mine.part"}))
 
 
 @pytest.mark.parametrize("node", [None, {}])

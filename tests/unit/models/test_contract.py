@@ -115,3 +115,65 @@ def test_network_checks_features_once(monkeypatch):
     for _ in range(3):
         network(IMAGE)
     assert checked == ["encoder", "neck"]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "told"),
+    [
+        (lambda features, size: features, "build made a function; it must be a torch.nn.Module"),
+        (Part(stride=2), "its attribute channels isn't there; it must be a whole number from 1"),
+        (Part(channels=(8,), stride=2), "its attribute channels is (8,); it must be a whole"),
+        (Part(channels=8, stride=0), "its attribute stride is 0; it must be a whole number"),
+        (Part(channels=8), "its attribute stride isn't there"),
+    ],
+)
+def test_check_decoder_refuses_what_it_does_not_state(decoder, told):
+    """A decoder without a number of channels and a stride is refused, and a head that's none."""
+    with pytest.raises(RecipeError) as error:
+        contract.check_decoder(decoder, "network.decoder (mine.d)")
+    assert str(error.value).startswith(f"network.decoder (mine.d): {told}")
+    contract.check_decoder(Part(channels=8, stride=2), "network.decoder (mine.d)")
+    with pytest.raises(RecipeError, match=r"^network.head \(mine.h\): build made a function"):
+        contract.check_head(lambda *_: None, "network.head (mine.h)")
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ([FINE], "returned a list; it must be (2, 8, h, w), for it states 8 channels"),
+        (COARSE, "returned (2, 16, 5, 7); it must be (2, 8, h, w)"),
+        (FINE[:1], "returned (1, 8, 9, 13); it must be (2, 8, h, w)"),
+        (FINE[0], "returned (8, 9, 13); it must be (2, 8, h, w)"),
+    ],
+)
+def test_network_refuses_a_decoder_that_is_not_as_stated(returned, told):
+    """A feature map of another number of channels is refused before the head gets it."""
+    network = Network(Part(**STATED), Part(returned, channels=8, stride=4), Part(), 1e-3, 10.0)
+    with pytest.raises(RecipeError) as error:
+        network.features(IMAGE)
+    assert str(error.value).startswith(f"decoder ({__name__}.Part): {told}")
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (FINE, "returned (2, 8, 9, 13); it must be a tiekd.Prediction"),
+        (Prediction(FINE), "returned a depth (2, 8, 9, 13); it must be (2, 1, h, w), floating"),
+        (Prediction(FINE[:, 0]), "returned a depth (2, 9, 13); it must be (2, 1, h, w)"),
+        (Prediction(FINE[:1, :1]), "returned a depth (1, 1, 9, 13); it must be (2, 1, h, w)"),
+        (Prediction(FINE[:, :1].long()), "returned a depth (2, 1, 9, 13); it must be (2, 1, h"),
+        (Prediction(None), "returned a depth a NoneType; it must be"),
+    ],
+)
+def test_network_refuses_a_head_without_depth(returned, told):
+    """A head that gives no depth, or several for a pixel, is refused at the first images."""
+    decoder = Part(FINE, channels=8, stride=4)
+    network = Network(Part(**STATED), decoder, Part(returned), 1e-3, 10.0)
+    with pytest.raises(RecipeError) as error:
+        network(IMAGE)
+    assert str(error.value).startswith(f"head ({__name__}.Part): {told}")
+    # Only the first images' prediction is checked.
+    network.head.returned = Prediction(FINE[:, :1])
+    network(IMAGE)
+    network.head.returned = Prediction(FINE)
+    network(IMAGE)
