@@ -10,7 +10,7 @@ from tiekd import console
 from tiekd.config import provenance
 from tiekd.distributed import hostfile
 from tiekd.errors import LaunchError, RecipeError
-from tiekd.tools.arguments import recipe_from_arguments
+from tiekd.tools.arguments import recipe_from_arguments, with_visible_devices
 from tiekd.workdir import launch_record
 
 
@@ -45,6 +45,11 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
+    # A number of GPUs on the command line means devices of CUDA_VISIBLE_DEVICES; without one the
+    # devices are those of the last launch.
+    on_devices = options
+    if starts and any(option.startswith("--num_gpus=") for option in given):
+        on_devices = with_visible_devices(options)
     if given and "RANK" in os.environ:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options before "
@@ -64,7 +69,9 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
             [sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts
         )
     if starts:
-        launch_record.replace_by_launcher(options, program, rest)
+        if on_devices != options:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        launch_record.replace_by_launcher(on_devices, program, rest)
 
     # Train, since this process is a rank. Use the recipe and the engine config that the run saved,
     # and the current folder of the run's first start.

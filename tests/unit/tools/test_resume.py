@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from tiekd.distributed import visible_devices
 from tiekd.errors import LaunchError
 from tiekd.tools import resume
+from tiekd.workdir import launch_record
 
 
 def test_run_negative_restarts_refused(tmp_path):
@@ -32,3 +34,28 @@ def test_run_missing_engine_config_named(tmp_path, monkeypatch):
         f"{tmp_path / 'ds_config.json'}: the run's engine config is missing; put it back, or give "
         "one with --deepspeed_config"
     )
+
+
+def test_run_number_of_gpus_means_visible_devices(tmp_path, monkeypatch):
+    """--num_gpus takes the devices of CUDA_VISIBLE_DEVICES; without it the last launch's stay."""
+    launched = []
+    monkeypatch.setattr(
+        launch_record, "replace_by_launcher", lambda options, *_: launched.append(options) or 1 / 0
+    )
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
+    monkeypatch.delenv("RANK", raising=False)
+    record = {"recipe": "r.yaml", "launcher": "deepspeed", "world_size": 2, "ranks_per_node": 2}
+    record |= {"visible_devices": "0,1", "master_port": 25300, "folder": "."}
+    (tmp_path / "launch.json").write_text(json.dumps(record))
+    args = argparse.Namespace(work_dir=tmp_path, restarts=0, overrides=[])
+    for given in (["--num_gpus=2"], []):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+        with pytest.raises(ZeroDivisionError):
+            resume.run(given, [], args, "bin/resume")
+    assert launched == [
+        ["--include", "localhost:2,3", "--master_port=25300"],
+        ["--num_gpus=2", "--master_port=25300"],
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with pytest.raises(LaunchError, match="^--num_gpus is 2, but CUDA_VISIBLE_DEVICES=2 lists 1"):
+        resume.run(["--num_gpus=2"], [], args, "bin/resume")
