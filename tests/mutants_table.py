@@ -3481,6 +3481,22 @@ if passed_over:
         ("tests/unit/tools/test_resume.py",),
     ),
     Mutant(
+        "resume_without_launcher_takes_the_first_gpu",
+        "tiekd.tools.resume",
+        "run",
+        "_select_devices(record.visible_devices)",
+        "pass",
+        ("tests/unit/tools/test_resume.py",),
+    ),
+    Mutant(
+        "resume_overrules_the_users_devices",
+        "tiekd.tools.resume",
+        "_select_devices",
+        'visible is None or "CUDA_VISIBLE_DEVICES" in os.environ',
+        "visible is None",
+        ("tests/unit/tools/test_resume.py",),
+    ),
+    Mutant(
         "distill_trains_on_the_first_gpu",
         "tiekd.tools.distill.commands",
         "Commands.launcher_options",

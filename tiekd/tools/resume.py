@@ -73,6 +73,8 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
             del os.environ["CUDA_VISIBLE_DEVICES"]
         launch_record.replace_by_launcher(on_devices, program, rest)
 
+    if "RANK" not in os.environ:
+        _select_devices(record.visible_devices)
     # Train, since this process is a rank. Use the recipe and the engine config that the run saved,
     # and the current folder of the run's first start.
     from tiekd.engine.config import read_engine_config, reset_recipe_values
@@ -107,6 +109,28 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     except RecipeError as error:
         raise provenance.with_origins(error, recipe_path, args.overrides) from error
     return 0
+
+
+def _select_devices(visible: str | None) -> None:
+    """Selects the GPU of a run without a launcher: that of its last start, unless the user says.
+
+    Args:
+        visible: The value of CUDA_VISIBLE_DEVICES at that start; None if it was not set.
+
+    Raises:
+        LaunchError: This machine has no such GPU. Without the error the run would use the CPU.
+    """
+    if visible is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if visible.startswith("MIG-"):
+        return  # start_rank refuses one that isn't there
+    try:
+        with_visible_devices(["--num_gpus=1"], takes_first=True)
+    except LaunchError as error:
+        raise LaunchError(
+            f"{error}; the run was started with it, so set CUDA_VISIBLE_DEVICES to what is here"
+        ) from None
 
 
 def is_finished(args: argparse.Namespace) -> bool:

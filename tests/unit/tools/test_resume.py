@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import pytest
 
@@ -59,3 +60,30 @@ def test_run_number_of_gpus_means_visible_devices(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     with pytest.raises(LaunchError, match="^--num_gpus is 2, but CUDA_VISIBLE_DEVICES=2 lists 1"):
         resume.run(["--num_gpus=2"], [], args, "bin/resume")
+
+
+def test_run_without_launcher_keeps_its_device(tmp_path, monkeypatch):
+    """A run that was started without the launcher resumes on its GPU, unless the user says."""
+    seen = []
+    monkeypatch.setattr(
+        resume,
+        "recipe_from_arguments",
+        lambda *_: seen.append(os.environ.get("CUDA_VISIBLE_DEVICES")) or 1 / 0,
+    )
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b"])
+    monkeypatch.delenv("RANK", raising=False)
+    args = argparse.Namespace(work_dir=tmp_path, restarts=0, overrides=[])
+    record = {"recipe": "r.yaml", "launcher": "python", "world_size": 1, "ranks_per_node": 1}
+    for started, now in (("1", None), ("1", "0"), (None, None), ("MIG-a", None)):
+        known = record | {"visible_devices": started, "master_port": 25300, "folder": "."}
+        (tmp_path / "launch.json").write_text(json.dumps(known))
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", now or "")
+        if now is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        with pytest.raises(ZeroDivisionError):
+            resume.run([], [], args, "bin/resume")
+    assert seen == ["1", "0", None, "MIG-a"]
+    (tmp_path / "launch.json").write_text(json.dumps(known | {"visible_devices": "4"}))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with pytest.raises(LaunchError, match=r"machine has 2 GPUs, 0 to 1; the run was started with"):
+        resume.run([], [], args, "bin/resume")
