@@ -3481,6 +3481,22 @@ if passed_over:
         ("tests/unit/tools/test_resume.py",),
     ),
     Mutant(
+        "resume_takes_devices_that_the_run_did_not_have",
+        "tiekd.workdir.launch_record",
+        "LaunchRecord.launcher_options",
+        "given = self._with_excluded(given)",
+        "",
+        ("tests/unit/workdir/test_launch_record.py",),
+    ),
+    Mutant(
+        "resume_excludes_whole_machines",
+        "tiekd.workdir.launch_record",
+        "LaunchRecord._with_excluded",
+        'slots.split(",") if colon else [str(slot) for slot in left[name]]',
+        "[str(slot) for slot in left[name]]",
+        ("tests/unit/workdir/test_launch_record.py",),
+    ),
+    Mutant(
         "resume_without_launcher_takes_the_first_gpu",
         "tiekd.tools.resume",
         "run",
