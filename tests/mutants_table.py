@@ -3769,6 +3769,14 @@ if passed_over:
         ("tests/unit/inference/test_released.py",),
     ),
     Mutant(
+        "predict_ignores_intrinsics_in_silence",
+        "tiekd.tools.predict",
+        "run",
+        "camera is not None and not args.points",
+        "args.focal is not None and not args.points",
+        ("tests/system/test_predict.py",),
+    ),
+    Mutant(
         "the_released_student_is_not_told_to_be_a_demo",
         "tiekd.tools.predict",
         "run",
