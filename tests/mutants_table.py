@@ -3769,6 +3769,22 @@ if passed_over:
         ("tests/unit/inference/test_released.py",),
     ),
     Mutant(
+        "reports_suggest_a_fraction_beside_split_files",
+        "tiekd.tools.report.symptoms",
+        "few_frames",
+        "not is_listed",
+        "True",
+        ("tests/unit/tools/report/test_symptoms.py",),
+    ),
+    Mutant(
+        "reports_suggest_the_same_fraction_again",
+        "tiekd.tools.report.symptoms",
+        "few_frames",
+        "2 * fraction",
+        "0.2",
+        ("tests/unit/tools/report/test_symptoms.py",),
+    ),
+    Mutant(
         "predict_ignores_intrinsics_in_silence",
         "tiekd.tools.predict",
         "run",
