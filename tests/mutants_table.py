@@ -4185,6 +4185,14 @@ if passed_over:
         ("tests/unit/data/test_held_out.py",),
     ),
     Mutant(
+        "calibrations_cut_a_folder_beside_a_small_one",
+        "tiekd.data.held_out",
+        "fit_and_report_parts",
+        "-len(folders[folder])",
+        "0",
+        ("tests/unit/data/test_held_out.py",),
+    ),
+    Mutant(
         "export_check_ignores_sigma",
         "tiekd.inference.export.verification",
         "Comparison.holds",
