@@ -6,7 +6,8 @@
 Fits one temperature for the distributions of a DPM student on one half of the run's validation
 frames, and writes it into the best weights of the work dir. Depth stays the same bit for bit;
 confidence and sigma of bin/predict.py, bin/export.py and load_student change. The figures before
-and after are those of the other half, which shares no folder with the first if there are several.
+and after are those of the other half, which shares no folder with the first, unless one folder has
+more than four fifths of the frames.
 They are compared with ground truth or, with evaluation.against=teacher, with the teacher.
 Writes confidence.json and confidence.png into the work dir.
 """

@@ -10,8 +10,8 @@ suspiciously frequent, which images EXIF rotates, which files have no partner, h
 intrinsics and of which focal lengths, and where the images' EXIF contradicts these.
 
 Prints a table, and writes report.txt, report.json and cleaned split files into --out, where it
-never replaces existing files. The exit code is 0 without faults, 1 with faults, 2 for an error in
-the arguments.
+never replaces existing files. The exit code is 0 if nothing is found, 1 if something is, 2 for an
+error in the arguments.
 """
 
 import argparse

@@ -157,6 +157,14 @@ MISTAKES = {
         ["p.png", "--points", "--intrinsics", "1,2"],
         "--intrinsics: got '1,2'; it must be four numbers",
     ),
+    "a camera that isn't used": (
+        ["p.png", "--intrinsics", "90,90,32,24"],
+        "--intrinsics: this network was trained without network.canonical_focal",
+    ),
+    "a focal length that isn't used": (
+        ["p.png", "--focal", "90"],
+        "--focal: this network was trained without network.canonical_focal",
+    ),
     "no such device": (["p.png", "--device", "warp"], "--device warp: there is no such device"),
     "two of a name": (["p.png", "p.jpg"], "p.jpg would have the same outputs"),
     "a head without bins": (

@@ -49,23 +49,27 @@ def fit_and_report_parts(names: Collection[str]) -> FitAndReportParts:
     """Divides frames by sequence into a part to fit something on and a part to report the fit on.
 
     The part to report has at most half of the frames. It consists of whole folders, taken in the
-    order of a hash of their names. If they have less than a fifth of the frames, for example
-    because there is one folder, the part to report is the last half of the frames in the order of
-    their names. Then the last ones of the frames before it are in neither part, so that the parts
-    aren't neighbours in a video: the fraction GAP of all frames, or one frame if that is less than
-    one and there are three frames or more.
+    order of a hash of their names or, if these have less than a fifth of the frames, from large to
+    small. If one folder has more than four fifths of the frames, the part to report is the last
+    half of the frames in the order of their names. Then the last ones of the frames before it are
+    in neither part, so that the parts aren't neighbours in a video: the fraction GAP of all frames,
+    or one frame if that is less than one and there are three frames or more.
 
     Args:
         names: The names of two frames or more, paths with `/`.
     """
     most = len(names) // 2
-    reported: set[str] = set()
     folders = _folders(names)
-    for folder in sorted(folders, key=_digest):
-        if len(reported) + len(folders[folder]) <= most:
-            reported |= folders[folder]
-    if len(reported) >= _LEAST_REPORTED * len(names):
-        return FitAndReportParts(set(names) - reported, reported, False)
+    hashed = sorted(folders, key=_digest)
+    # Try the order by size, too: a small folder that is taken first may leave no room for any of
+    # the larger ones.
+    for order in (hashed, sorted(hashed, key=lambda folder: -len(folders[folder]))):
+        reported: set[str] = set()
+        for folder in order:
+            if len(reported) + len(folders[folder]) <= most:
+                reported |= folders[folder]
+        if len(reported) >= _LEAST_REPORTED * len(names):
+            return FitAndReportParts(set(names) - reported, reported, False)
     ordered = _in_order(names)
     left_out = max(round(GAP * len(names)), int(len(names) > 2))
     split = len(names) - most

@@ -12,6 +12,8 @@ from pathlib import Path
 from tiekd import console, paths
 from tiekd.config import shipped
 from tiekd.config.recipe import load_recipe, merge, work_dir_of
+from tiekd.distributed import visible_devices
+from tiekd.errors import LaunchError
 
 _LAUNCHER_OPTIONS = (
     "num_gpus",
@@ -57,6 +59,28 @@ def split_launcher_options(words: Sequence[str] | None = None) -> tuple[list[str
     found, rest = parser.parse_known_args(words)
     given = [f"--{name}={value}" for name, value in vars(found).items() if value is not None]
     return given, rest
+
+
+def with_visible_devices(options: Sequence[str], takes_first: bool = False) -> list[str]:
+    """Returns options of DeepSpeed's launcher with the devices of CUDA_VISIBLE_DEVICES in them.
+
+    The launcher ignores this variable if it is given a number of GPUs. Other variables that the
+    devices need are set in this process's environment; this one stays.
+
+    Args:
+        options: The launcher's options, each as `--name=value`.
+        takes_first: True to use the first of the variable's devices if it lists more than there are
+            ranks; False to refuse this.
+
+    Raises:
+        LaunchError: The variable doesn't agree with the number of GPUs, or names no device.
+    """
+    try:
+        found, changes = visible_devices.in_options(options, os.environ, takes_first)
+    except visible_devices.Refused as error:
+        raise LaunchError(str(error)) from None
+    os.environ.update(changes)
+    return found
 
 
 def recipe_argument(text: str) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tiekd import __version__, console
 from tiekd.config import shipped
-from tiekd.distributed import entrypoint, hostfile, visible_devices
+from tiekd.distributed import entrypoint, hostfile
 from tiekd.errors import LaunchError
 from tiekd.tools import arguments
 
@@ -111,27 +111,9 @@ def _launch(given: Sequence[str], program: Path, parse: Callable) -> None:
     from tiekd.workdir import launch_record
 
     hostfile.check_options(given)
-    options = _with_visible_devices(given)
-    launch_record.replace_by_launcher(options, str(program), sys.argv[1:])
-
-
-def _with_visible_devices(given: Sequence[str]) -> list[str]:
-    """Returns the launcher's options with the devices of CUDA_VISIBLE_DEVICES in them.
-
-    The launcher would ignore this variable if it is given a number of GPUs. Once the options name
-    the devices, the variable is removed from this process's environment.
-
-    Args:
-        given: The launcher's options, each as `--name=value`.
-
-    Raises:
-        LaunchError: The variable doesn't agree with the number of GPUs, or names no device.
-    """
-    try:
-        options, changes = visible_devices.in_options(given, os.environ)
-    except visible_devices.Refused as error:
-        raise LaunchError(str(error)) from None
+    options = arguments.with_visible_devices(given)
     if options != list(given):
+        # The options name the devices now, so remove the variable, which the launcher would ignore
+        # with a message.
         del os.environ["CUDA_VISIBLE_DEVICES"]
-    os.environ.update(changes)
-    return options
+    launch_record.replace_by_launcher(options, str(program), sys.argv[1:])

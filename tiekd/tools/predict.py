@@ -110,10 +110,11 @@ def run(args: argparse.Namespace) -> None:
     model = student.Student(network, device, args.readout, resize, calibration)
     if model.needs_focal:
         known = cameras.Cameras(camera, data, "network.canonical_focal", reads_exif=True)
-    elif args.focal is not None and not args.points:
+    elif camera is not None and not args.points:
+        option = "--intrinsics" if args.focal is None else "--focal"
         raise RecipeError(
-            "--focal: this network was trained without network.canonical_focal and doesn't use it; "
-            "leave it out"
+            f"{option}: this network was trained without network.canonical_focal and doesn't use "
+            "it; leave it out, or give --points, too"
         )
     if args.confidence:
         student.check_readout(network, "local", "confidence")

@@ -10,7 +10,7 @@ from tiekd import console
 from tiekd.config import provenance
 from tiekd.distributed import hostfile
 from tiekd.errors import LaunchError, RecipeError
-from tiekd.tools.arguments import recipe_from_arguments
+from tiekd.tools.arguments import recipe_from_arguments, with_visible_devices
 from tiekd.workdir import launch_record
 
 
@@ -45,6 +45,11 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     options = record.launcher_options(given, args.work_dir) if starts else []
     if starts:
         hostfile.check_options(options)
+    # A number of GPUs on the command line means devices of CUDA_VISIBLE_DEVICES; without one the
+    # devices are those of the last launch.
+    on_devices = options
+    if starts and any(option.startswith("--num_gpus=") for option in given):
+        on_devices = with_visible_devices(options)
     if given and "RANK" in os.environ:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options before "
@@ -64,8 +69,12 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
             [sys.executable, program, *without_restarts(sys.argv[1:])], args.work_dir, args.restarts
         )
     if starts:
-        launch_record.replace_by_launcher(options, program, rest)
+        if on_devices != options:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        launch_record.replace_by_launcher(on_devices, program, rest)
 
+    if "RANK" not in os.environ:
+        _select_devices(record.visible_devices)
     # Train, since this process is a rank. Use the recipe and the engine config that the run saved,
     # and the current folder of the run's first start.
     from tiekd.engine.config import read_engine_config, reset_recipe_values
@@ -100,6 +109,28 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     except RecipeError as error:
         raise provenance.with_origins(error, recipe_path, args.overrides) from error
     return 0
+
+
+def _select_devices(visible: str | None) -> None:
+    """Selects the GPU of a run without a launcher: that of its last start, unless the user says.
+
+    Args:
+        visible: The value of CUDA_VISIBLE_DEVICES at that start; None if it was not set.
+
+    Raises:
+        LaunchError: This machine has no such GPU. Without the error the run would use the CPU.
+    """
+    if visible is None or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    if visible.startswith("MIG-"):
+        return  # start_rank refuses one that isn't there
+    try:
+        with_visible_devices(["--num_gpus=1"], takes_first=True)
+    except LaunchError as error:
+        raise LaunchError(
+            f"{error}; the run was started with it, so set CUDA_VISIBLE_DEVICES to what is here"
+        ) from None
 
 
 def is_finished(args: argparse.Namespace) -> bool:

@@ -56,7 +56,7 @@ class LaunchRecord:
         Args:
             given: The user's own options for `deepspeed`, each as --NAME=VALUE, which take
                 precedence. Options that select machines, such as --include, select among the run's
-                machines.
+                machines; --exclude leaves the devices that the run had on the others.
             work_dir: The run's work dir, which holds its hostfile.
 
         Returns:
@@ -83,6 +83,8 @@ class LaunchRecord:
             and not names & {"--num_gpus", "--hostfile"}
             and "localhost" not in " ".join(given)
         ):
+            given = self._with_excluded(given)
+            names = {option.split("=")[0] for option in given}
             return [*self._machines(names, work_dir), *port, *given]
         if self.world_size != self.ranks_per_node and not names & _CHOICES:
             raise LaunchError(
@@ -97,6 +99,32 @@ class LaunchRecord:
         else:
             devices = f"--include=localhost:{self.visible_devices}"
         return [*([] if names & _CHOICES else [devices]), *port, *given]
+
+    def _with_excluded(self, given: Sequence[str]) -> list[str]:
+        """Returns options for `deepspeed` with `--include` in place of `--exclude`.
+
+        The launcher would take all devices of a machine that isn't excluded, up to the largest one
+        in the hostfile, also those that the run didn't have.
+
+        Args:
+            given: The user's options, each as --NAME=VALUE. They are returned unchanged if nothing
+                is excluded, all is, or a machine is that the run didn't have, which is an error.
+        """
+        value = next((o.partition("=")[2] for o in given if o.startswith("--exclude=")), "")
+        left = dict(self.nodes)
+        for part in value.split("@") if value else ():
+            name, colon, slots = part.partition(":")
+            if name not in left:
+                return list(given)
+            gone = slots.split(",") if colon else [str(slot) for slot in left[name]]
+            left[name] = [slot for slot in left[name] if str(slot) not in gone]
+        devices = "@".join(
+            f"{name}:{','.join(map(str, slots))}" for name, slots in left.items() if slots
+        )
+        if not value or not devices:
+            return list(given)
+        others = [option for option in given if not option.startswith("--exclude=")]
+        return [*others, f"--include={devices}"]
 
     def _machines(self, names: set[str], work_dir: Path) -> list[str]:
         """Returns options for `deepspeed` that select the run's machines and devices.

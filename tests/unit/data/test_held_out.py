@@ -84,6 +84,17 @@ def test_halves_with_one_large_folder_report_the_small_ones():
     assert not halves.shares_sequence
 
 
+@pytest.mark.parametrize("small", list("cdefgh"))
+def test_halves_with_a_small_folder_cut_no_large_one(small):
+    """A small folder whose hash comes first doesn't keep out two that just fit."""
+    names = video("a/", 9) + video("b/", 9) + video(f"{small}/", 2)
+    halves = held_out.fit_and_report_parts(names)
+    folders = [{name.split("/")[0] for name in half} for half in halves[:2]]
+    assert not folders[0] & folders[1]
+    assert len(halves.reported) == 9
+    assert not halves.shares_sequence
+
+
 @pytest.mark.parametrize(("count", "gap"), [(40, 2), (5, 1), (3, 1), (2, 0)])
 def test_halves_of_one_folder_are_contiguous_with_a_gap(count, gap):
     """Of one sequence the end is reported, and the frames before it are in neither half."""

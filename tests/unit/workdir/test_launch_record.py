@@ -54,7 +54,11 @@ SAME_MACHINES = ["--include=a:0@b:0,2", "--master_addr=10.0.0.1", "--master_port
     [
         ([], ["--hostfile={}", *SAME_MACHINES]),
         (["--launcher=openmpi"], ["--hostfile={}", *SAME_MACHINES, "--launcher=openmpi"]),
-        (["--exclude=b"], ["--hostfile={}", "--master_port=29500", "--exclude=b"]),
+        (["--exclude=b"], ["--hostfile={}", "--master_port=29500", "--include=a:0"]),
+        (["--exclude=a"], ["--hostfile={}", "--master_port=29500", "--include=b:0,2"]),
+        (["--exclude=a@b:0"], ["--hostfile={}", "--master_port=29500", "--include=b:2"]),
+        (["--exclude=c"], ["--hostfile={}", "--master_port=29500", "--exclude=c"]),
+        (["--exclude=a@b"], ["--hostfile={}", "--master_port=29500", "--exclude=a@b"]),
         (["--include=a"], ["--hostfile={}", "--master_port=29500", "--include=a"]),
         (["--hostfile=h"], ["--master_port=29500", "--hostfile=h"]),
         (["--num_gpus=2"], ["--master_port=29500", "--num_gpus=2"]),

@@ -181,7 +181,7 @@ def check(network: Network, settings: Settings, path: Path) -> None:
     if settings.format == "weights" and not is_plain:
         raise ExportError(
             "--format weights: holds no arithmetic; leave out --input, --dynamic, --half, "
-            "--confidence, --focal, --focal-input"
+            "--confidence, --readout, --focal, --focal-input"
         )
     _check_focal(network, settings)
     # Check that the network supports the size and the outputs.

@@ -26,6 +26,7 @@ from tiekd.config import shipped
 from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.errors import LaunchError
 from tiekd.files import replace_text
+from tiekd.tools.arguments import with_visible_devices
 from tiekd.tools.supervise import run_once
 
 _ON_RANKS = ("train", "cache-teacher", "evaluate")
@@ -88,7 +89,7 @@ class Commands:
                 this process sees if a rank is still running. None for other programs.
         """
         uses_launcher = program in _ON_RANKS and (program == "train" or self.ranks > 1)
-        options = self._launcher_options() if uses_launcher else []
+        options = self.launcher_options() if uses_launcher else []
         self.print_line(f"$ {self.shell_command(program, arguments, options)}")
         command = [sys.executable]
         if uses_launcher:
@@ -143,11 +144,21 @@ class Commands:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def _launcher_options(self) -> list[str]:
+    def launcher_options(self) -> list[str]:
+        """Returns the options with which DeepSpeed's launcher is called.
+
+        Those that the user didn't give are added: the devices, which are the first ones of
+        CUDA_VISIBLE_DEVICES if that is set, and a port.
+
+        Raises:
+            LaunchError: CUDA_VISIBLE_DEVICES lists fewer devices than there are ranks, or names no
+                device.
+        """
         names = {option.partition("=")[0] for option in self.launcher}
         options = list(self.launcher)
         if not names & {"--num_gpus", "--include"}:
             options.append(f"--num_gpus={self.ranks}")
+        options = with_visible_devices(options, takes_first=True)
         if "--master_port" not in names:
             # Choose a free port for the ranks' communication, since another job on this machine may
             # use the launcher's default port.

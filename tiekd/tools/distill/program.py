@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         _check_inputs(kept, out)
     plan.update_unused(kept, requested, has_begun=stages.Records(out).training_key is not None)
     plan.check_agreement(kept, requested, out)
+    commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _print_line)
+    commands.launcher_options()  # refuses wrong devices now, and not when the training begins
     if args.dry_run:
         return dry_run.run(kept, out, args.launcher, _print_line)
     _lock(out)
@@ -62,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     # Write the plan before any stage runs, so that the next call finds it even if this process is
     # killed.
     plan.write(kept, out)
-    commands = Commands(out, kept.ranks, kept.rank_threads, args.launcher, _print_line)
     _catch_signals(commands)
     work = Work(kept, out, commands, _print_line)
     try:

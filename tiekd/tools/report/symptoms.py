@@ -29,6 +29,7 @@ _FLIP = 0.05  # largest unremarkable relative change of depth by mirroring
 _STILL_BETTER = 0.02  # smallest remarkable improvement in the last third of training
 _OUTLIER = 4.0  # largest unremarkable abs_rel of the worst / of the median frame
 _LEAST_FRAMES = 8  # smallest number of frames whose mean error can be trusted
+_LARGEST_FRACTION = 0.5  # largest fraction of the frames that is suggested for validation
 _LARGER = 1.5  # factor by which a larger input size is suggested
 _STRIDE = 32  # pixels; suggested input sizes are multiples of it
 
@@ -136,9 +137,12 @@ def few_frames(found: Findings) -> Suggestion | None:
     """
     if not 0 < found.frames < _LEAST_FRAMES:
         return None
-    options = ()
-    if found.recipe.get("data", {}).get("name") == "folder":
-        options = ("data.val_fraction=0.2",)
+    data, options = found.recipe.get("data", {}), ()
+    # Suggest no fraction beside split files, which decide alone which frames are held out.
+    is_listed = any(key in data for key in ("train_split", "val_split"))
+    fraction = data.get("val_fraction", 0.1)
+    if data.get("name") == "folder" and not is_listed and fraction <= _LARGEST_FRACTION / 2:
+        options = (f"data.val_fraction={2 * fraction:g}",)
     return Suggestion(
         f"Only {found.frames} validation frames count.",
         "Figures of so few frames change by chance from run to run. Hold more frames out, of other "

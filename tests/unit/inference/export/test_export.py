@@ -501,6 +501,7 @@ def test_agreement_holds_within_limits(change, holds):
             "--size 64x99999: larger than 16384 pixels a side; give a smaller one",
         ),
         ("a.pth", {"format": "weights", "half": True}, "--format weights: holds no arithmetic"),
+        ("a.pth", {"format": "weights", "readout": "mode"}, "leave out .*--readout, "),
     ],
 )
 def test_export_check_rejects_invalid_settings(tmp_path, dpm, name, options, line):

@@ -6,6 +6,7 @@ import psutil
 import pytest
 
 from tiekd import console
+from tiekd.distributed import visible_devices
 from tiekd.distributed.launcher_watch import SUPERVISOR
 from tiekd.errors import LaunchError
 from tiekd.tools.distill import commands
@@ -20,6 +21,7 @@ def started(tmp_path, monkeypatch):
     lines, told = [], []
     monkeypatch.setattr(commands, "run_once", lambda command, *_: lines.append(command) or 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return Commands(tmp_path, 2, 3, ["--master_port=29511"], told.append), lines, told
 
 
@@ -59,6 +61,18 @@ def test_commands_of_one_rank_need_no_launcher(started):
     assert not any("deepspeed" in word for word in lines[0][1:2])
     made.run("train", ["r.yaml"])
     assert "deepspeed.launcher.runner" in lines[1]
+
+
+def test_commands_train_on_visible_devices(started, monkeypatch):
+    """A training gets the devices of CUDA_VISIBLE_DEVICES, as many as there are ranks."""
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2,3")
+    made, lines, _ = started
+    made.run("train", ["r.yaml"])
+    assert lines[0][3:6] == ["--include", "localhost:1,2", "--master_port=29511"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(LaunchError, match="^--num_gpus is 2, but CUDA_VISIBLE_DEVICES=7 lists 1"):
+        made.launcher_options()
 
 
 class Process:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import pytest
 
+from tiekd.distributed import visible_devices
 from tiekd.errors import DataError, LaunchError, TeacherError
 from tiekd.tools.distill import options, program, stages
 from tiekd.tools.distill import plan as plans
@@ -24,6 +25,7 @@ def call(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(program.stages, "run", lambda *_: seen.append(plans.read(tmp_path / "out")))
     monkeypatch.setattr(program, "_catch_signals", lambda _commands: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(program.summary, "lines", lambda *_: [])
     monkeypatch.setattr(workdir, "lock", lambda folder: folder.mkdir(exist_ok=True))
 
@@ -45,6 +47,15 @@ def test_program_keeps_plan(call):
     assert call(teacher=None).epochs == 3
     with pytest.raises(LaunchError, match="--epochs: got 5"):
         call(epochs=5)
+
+
+def test_program_refuses_devices_at_once(call, monkeypatch, tmp_path):
+    """Devices that don't exist are refused before the first stage, and nothing is written."""
+    monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "cuda:0")
+    with pytest.raises(LaunchError, match="cuda:0 is no device"):
+        call(epochs=3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_program_accepts_audit_afterwards(call):

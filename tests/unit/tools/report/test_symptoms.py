@@ -145,6 +145,23 @@ def test_sparse_range_does_not_count():
     assert symptoms.suggestions(replace(HEALTHY, ranges=ranges(0.08, 0.9, far_pixels=20))) == []
 
 
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ({"val_fraction": 0.2}, ("data.val_fraction=0.4",)),
+        ({"val_fraction": 0.3}, ()),
+        ({"val_split": "val.txt"}, ()),
+        ({"train_split": "train.txt"}, ()),
+        ({"name": "kitti"}, ()),
+    ],
+)
+def test_few_frames_suggest_a_fraction_that_holds_more_out(data, options):
+    """The fraction is above the present one, and isn't suggested where split files choose."""
+    recipe = RECIPE | {"data": RECIPE["data"] | data}
+    found = symptoms.few_frames(replace(HEALTHY, frames=5, recipe=recipe))
+    assert found.options == options
+
+
 def test_cautious_student_is_told_without_an_option():
     """Sigmas that are too large are named, with their factor."""
     (found,) = symptoms.suggestions(replace(HEALTHY, reliability=sigma(0.5)))
