@@ -8,12 +8,12 @@ best weights (or --checkpoint) are used. Students then learn from `teacher: {map
 no teacher in memory.
 
 Maps have the published format: 16-bit PNG of depth / max_depth * 65535, named by the image's path.
-If the teacher sees farther than the student, max_depth is the teacher's, which the manifest says.
-A network of tiekd predicts with flip averaging unless --set teacher.flip=false is given; a model of
-another kind only with teacher.flip=true. Runs on one or many ranks. An interrupted job resumes
-where it stopped. Each of several teachers gets a folder of its own, and a teacher's maps of sigma
-are in the folder sigma beside those of depth. Of several data sets those with a teacher are taken
-in turn, or the one of --data-set.
+Maps of images in tar shards are tar shards, too. If the teacher sees farther than the student,
+max_depth is the teacher's, which the manifest says. A network of tiekd predicts with flip averaging
+unless --set teacher.flip=false is given; a model of another kind only with teacher.flip=true. Runs
+on one or many ranks. An interrupted job resumes where it stopped. Each of several teachers gets a
+folder of its own, and a teacher's maps of sigma are in the folder sigma beside those of depth. Of
+several data sets those with a teacher are taken in turn, or the one of --data-set.
 """
 
 import argparse

@@ -35,12 +35,17 @@ def make_ground(folder: Path) -> Path:
     image, _, focal = lines[1].split()
     lines[1] = f"{image} None {focal}"
     split.write_text("\n".join(lines))
+    make_teacher(folder)
+    return folder
+
+
+def make_teacher(folder: Path) -> None:
+    """Writes `teacher.pth`, a teacher whose depths spread over the whole range."""
     torch.manual_seed(1)
     network = build_network(TEACHER)
     for tensor in network.head.parameters():
         tensor.data.mul_(100)  # spreads the depths over the whole range
     write_weights(folder / "teacher.pth", network.state_dict(), TEACHER, 0)
-    return folder
 
 
 def recipe_of(ground: Path, max_depth: float = 80.0, **teacher) -> dict:

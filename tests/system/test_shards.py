@@ -1,6 +1,7 @@
 """A run from tar shards, its evaluation and samples, and a resume on other shards."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -71,3 +72,31 @@ def test_run_from_shards_and_its_resume(ground, tmp_path):
     assert refused.code == 2
     (line,) = refused.our_lines()
     assert f"{tmp_path}/other/s1.tar: has changed since it was indexed; put the old one" in line
+
+
+def test_train_from_shards_of_teacher_maps(ground, tmp_path):
+    """`cache_teacher.py` prints the `--set` with which a run reads the maps' shards."""
+    data, maps = tmp_path / "data", tmp_path / "maps"
+    write_shards(data)
+    node = recipes.recipe(ground, batch_size=2, iterations=2)
+    node["network"], node["hooks"] = NETWORK, []
+    node["losses"] = {"silog": {"weight": 1.0}}
+    node["data"] = {"name": "shards", "root": str(data), "depth_unit": 1000}
+    node["data"] |= {"workers": 1, "augment": {"crop": [32, 64]}}
+    recipe = recipes.write_recipe(tmp_path / "recipe.yaml", node)
+    learns = ["teacher=null", f"teacher.maps={maps}"]
+    cached, run = call(
+        tmp_path,
+        ["bin/cache_teacher.py", recipe, "--out", maps],
+        [recipe, "--work-dir", tmp_path / "run", "--set", *learns, "teacher.audit=off"],
+    )
+    for result in (cached, run):
+        assert result.code == 0, result.stderr[-3000:]
+    assert f"12 to make in 3 tar shards in {maps}\n" in cached.stdout
+    assert cached.stdout.endswith(f"Learn from them with --set {' '.join(learns)}\n")
+    assert sorted(path.name for path in maps.iterdir()) == sorted(
+        ["manifest.json", *(f"s{n}.tar{end}" for n in range(3) for end in ("", ".maps.json"))]
+    )
+    log = programs.log_text(tmp_path / "run")
+    assert f"Teacher: cached maps in {maps}, of the weights with digest " in log
+    assert len(re.findall(r"decode.loss_silog: [1-9\d.]+, loss: ", log)) == 2

@@ -7,7 +7,7 @@ have no reference counts for each frame, so reading a frame doesn't copy memory 
 changing a table in place.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -207,6 +207,8 @@ class FrameTable(Sequence[Frame]):
         cameras: The frames' cameras.
         sizes: (N, 2) int32, height and width of the upright images in pixels, 0 where an image's
             header can't be read; None if the sizes have to be read from the images' files.
+        maps: The frames' cached teacher maps that are members of tar shards, by kind, such as
+            `teacher_depth`; None if there are none.
     """
 
     def __init__(
@@ -217,6 +219,7 @@ class FrameTable(Sequence[Frame]):
         has_depth: np.ndarray,
         cameras: Cameras,
         sizes: np.ndarray | None = None,
+        maps: Mapping[str, Column] | None = None,
     ):
         self.names = names
         self.images = images
@@ -224,6 +227,7 @@ class FrameTable(Sequence[Frame]):
         self.has_depth = has_depth
         self.cameras = cameras
         self.sizes = sizes
+        self.maps = maps or {}
 
     @classmethod
     def of(cls, frames: Sequence[Frame]) -> "FrameTable":
@@ -277,6 +281,7 @@ class FrameTable(Sequence[Frame]):
             self.has_depth[rows],
             Cameras(self.cameras.codes[rows], self.cameras.distinct),
             None if self.sizes is None else self.sizes[rows],
+            {kind: column.take(rows) for kind, column in self.maps.items()},
         )
 
     def with_cameras(self, cameras: Cameras) -> "FrameTable":
@@ -285,7 +290,22 @@ class FrameTable(Sequence[Frame]):
         Args:
             cameras: The camera of each frame, in order.
         """
-        return FrameTable(self.names, self.images, self.depths, self.has_depth, cameras, self.sizes)
+        return self._with(cameras=cameras)
+
+    def with_maps(self, maps: Mapping[str, Column]) -> "FrameTable":
+        """Returns a copy of the table in which the frames have other teacher maps in tar shards.
+
+        Args:
+            maps: The maps by kind, such as `teacher_depth`.
+        """
+        return self._with(maps=maps)
+
+    def _with(self, **changed: Cameras | Mapping[str, Column]) -> "FrameTable":
+        columns = {
+            key: getattr(self, key)
+            for key in ("names", "images", "depths", "has_depth", "cameras", "sizes", "maps")
+        }
+        return FrameTable(**(columns | changed))
 
 
 def spaced(count: int, wanted: int) -> np.ndarray:

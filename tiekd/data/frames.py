@@ -25,6 +25,8 @@ from tiekd.data.cameras.calibration import Camera
 from tiekd.data.cameras.source import Intrinsics, cameras_of
 from tiekd.data.frame_table import Frame, FrameTable
 from tiekd.data.sample import Sample, in_metres
+from tiekd.data.shards import maps as map_shards
+from tiekd.data.shards.members import Members
 from tiekd.data.stored import Source, source_of
 from tiekd.errors import DataError, RecipeError
 
@@ -117,6 +119,7 @@ class MapFolder(NamedTuple):
         is_of_stored_pixels: True if the maps were made from images as stored, by a version of tiekd
             that didn't turn images upright.
         option: The recipe's option that names the folder, for error messages.
+        is_sharded: True if the maps are in tar shards.
     """
 
     path: Path
@@ -124,6 +127,7 @@ class MapFolder(NamedTuple):
     sigma_scale_m: float | None
     is_of_stored_pixels: bool
     option: str = "teacher.maps"
+    is_sharded: bool = False
 
     @classmethod
     def of(cls, path: Path, max_depth: float, option: str = "teacher.maps") -> "MapFolder":
@@ -147,6 +151,7 @@ class MapFolder(NamedTuple):
             teacher_maps.sigma_full_scale_m(path),
             teacher_maps.are_of_stored_pixels(path),
             option,
+            teacher_maps.are_sharded(path),
         )
 
 
@@ -236,6 +241,7 @@ class Frames(torch.utils.data.Dataset):
         self.maps = maps
         # The folders of all teachers' maps; the attribute `maps` is the first of them.
         self.map_folders = []
+        self.frames = self.frames.with_maps({})
         if maps is not None:
             self.add_maps(maps, option)
 
@@ -249,7 +255,42 @@ class Frames(torch.utils.data.Dataset):
         Raises:
             DataError: There is no such folder, or its manifest is damaged.
         """
-        self.map_folders.append(MapFolder.of(path, self.max_depth, option))
+        folder = MapFolder.of(path, self.max_depth, option)
+        number = len(self.map_folders)
+        self.map_folders.append(folder)
+        self.frames = self.frames.with_maps({**self.frames.maps, **self._shards(folder, number)})
+
+    def _shards(self, folder: MapFolder, number: int) -> dict[str, Members]:
+        """Returns the maps of a folder that are in tar shards, by kind as in `map_kinds`.
+
+        Args:
+            folder: The folder. The result is empty if its maps are files.
+            number: The index of its teacher.
+
+        Raises:
+            DataError: The frames aren't in tar shards, or the maps aren't theirs.
+        """
+        images = self.frames.images
+        if not isinstance(images, Members):
+            if folder.is_sharded:
+                raise DataError(
+                    f"{folder.option}: the maps in {folder.path} are in tar shards, which only "
+                    "frames in tar shards have (data.name: shards); make maps of these frames in "
+                    f"another folder with {console.command('cache_teacher')}"
+                )
+            return {}
+        shards = map_shards.shards_of(images, self.source, folder.path)
+        problem = map_shards.mixed_forms(folder.path, shards, folder.is_sharded)
+        if problem is not None:
+            raise DataError(f"{folder.option}: {problem}")
+        if not folder.is_sharded:
+            return {}
+        kinds = [_numbered("teacher_depth", number), _numbered("teacher_sigma", number)]
+        with_sigma = folder.sigma_scale_m is not None
+        found = map_shards.read(
+            images, self.frames.names, self.source, folder.path, with_sigma, folder.option
+        )
+        return dict(zip(kinds, found, strict=False))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -327,8 +368,19 @@ class Frames(torch.utils.data.Dataset):
         if frame.depth is not None:
             files["depth"] = source_of(frame.depth), self.depth_format.read
         for kind, folder in self.map_kinds().items():
-            files[kind] = folder / self.map_name(index), image_io.read_teacher_map
+            files[kind] = self._map_source(kind, folder, index), image_io.read_teacher_map
         return files
+
+    def _map_source(self, kind: str, folder: Path, index: int) -> Source:
+        """Returns the file of a frame's teacher map, or the member of a tar shard that has it.
+
+        Args:
+            kind: The map's key in the result of `files`, such as `teacher_depth`.
+            folder: The folder of maps of this kind.
+            index: Index of the frame.
+        """
+        members = self.frames.maps.get(kind)
+        return folder / self.map_name(index) if members is None else members[index]
 
     def map_kinds(self) -> dict[str, Path]:
         """Returns the folders of all teachers' cached maps: those of depth, then those of sigma.
@@ -495,9 +547,10 @@ class Frames(torch.utils.data.Dataset):
             return levels
         frame = self.frames[index]
         cropped = "" if self.window is None else f", {height}x{width} after {self.window.option}"
+        source = self._map_source(kind, self.map_kinds()[kind], index)
         raise DataError(
-            f"{self.map_kinds()[kind] / self.map_name(index)}: teacher map of {_size(levels)} for "
-            f"an image of {_size(image)}{cropped}{_unturned(frame, image, levels)}; make the maps "
+            f"{source}: teacher map of {_size(levels)} for an image of {_size(image)}{cropped}"
+            f"{_unturned(frame, image, levels)}; make the maps "
             "from the same images",
             "size",
         )

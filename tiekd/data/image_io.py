@@ -445,10 +445,23 @@ def is_whole_depth_png(path: Path) -> bool:
         raise _unreadable(path, error) from None
     except OSError:
         return False
-    whole = data[: len(_PNG)].tobytes() == _PNG and _is_whole_png(io.BytesIO(data))
+    return is_whole_depth_content(data)
+
+
+def is_whole_depth_content(data: bytes | np.ndarray) -> bool:
+    """Returns True if bytes are a one-channel 16-bit PNG with correct checksums.
+
+    The pixels aren't decoded.
+
+    Args:
+        data: The bytes, or an (N,) uint8 array of them.
+    """
+    data = bytes(data)
     # Check the PNG's header: byte 24 is the number of bits per channel, byte 25 the colour type (0
     # is grey).
-    return whole and data[24:26].tolist() == [16, 0]
+    return (
+        data.startswith(_PNG) and _is_whole_png(io.BytesIO(data)) and data[24:26] == bytes((16, 0))
+    )
 
 
 def write_depth_png(path: Path, depth_m: np.ndarray, units_per_m: float = 256.0) -> None:

@@ -2,9 +2,10 @@
 
 A map is a 16-bit PNG of depth / full scale * 65535, 0 where invalid; the full scale is the depth in
 metres that level 65535 encodes. The dataset's method `map_name` returns a map's file name. Maps of
-sigma, if the teacher gives any, have the same names and encoding, in the sub-folder `sigma`. The
-manifest in the folder records how the maps were made. Published maps have no manifest and are
-assumed to fit the recipe.
+sigma, if the teacher gives any, have the same names and encoding, in the sub-folder `sigma`. Maps
+of frames in tar shards are in tar shards, too (tiekd/data/shards/maps.py). The manifest in the
+folder records how the maps were made. Published maps have no manifest and are assumed to fit the
+recipe.
 """
 
 import json
@@ -23,6 +24,9 @@ MANIFEST = "manifest.json"
 # that level 65535 encodes. Without sigma maps there is no such entry.
 SIGMA = "sigma"
 SIGMA_SCALE = "sigma_full_scale_m"
+# Name of the manifest entry that is true if the maps are in tar shards (tiekd/data/shards/maps.py).
+# Without it each map is a file.
+SHARDS = "shards"
 # Name of the manifest entry about EXIF orientation. Old manifests lack it: their maps were made
 # from images as stored, not turned upright.
 ORIENTATION = "orientation"
@@ -62,6 +66,7 @@ _ENTRIES = (
     ("teacher_network", "an object", _is_missing_or(dict)),
     ("resize", "an object", _is_missing_or(dict)),
     (SIGMA_SCALE, "metres above 0", lambda value: value is None or _is_length(value)),
+    (SHARDS, "true or missing", lambda value: value is None or value is True),
 )
 
 
@@ -209,6 +214,16 @@ def sigma_full_scale_m(folder: Path) -> float | None:
     """
     manifest = read_manifest(folder)
     return None if manifest is None else manifest.get(SIGMA_SCALE)
+
+
+def are_sharded(folder: Path) -> bool:
+    """Returns True if a folder's maps are in tar shards, according to its manifest.
+
+    Args:
+        folder: The folder of maps.
+    """
+    manifest = read_manifest(folder)
+    return manifest is not None and SHARDS in manifest
 
 
 def are_of_stored_pixels(folder: Path | None) -> bool:

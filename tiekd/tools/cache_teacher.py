@@ -4,7 +4,8 @@ Any number of students can then learn from these maps. The teacher predicts one 
 (together with its mirror image if flip averaging is on), so a map doesn't depend on the batch or on
 the number of ranks. Each map is written atomically and existing maps are kept, so a killed job,
 when it is started again, continues where it stopped. Each rank encodes and writes maps in threads
-while its network predicts.
+while its network predicts. Maps of frames in tar shards are written as tar shards, too, unless the
+folder has such maps as files already (tiekd/tools/sharded_maps.py).
 
 If a recipe has several teachers, each has a folder of its own, and each is built after the previous
 one has finished. For a teacher that gives a sigma, maps of sigma are written to the sub-folder
@@ -22,7 +23,7 @@ import shlex
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -48,6 +49,7 @@ from tiekd.data import (
 )
 from tiekd.data import resize as resizes
 from tiekd.data.build import build_dataset
+from tiekd.data.datasets.shards import ShardsOptions
 from tiekd.data.frames import Frames, listed_frames
 from tiekd.data.loading.loader import NO_WORKERS, Loading, validation_batches
 from tiekd.data.loading.sampler import ALL_BATCHES, RankShare
@@ -65,6 +67,8 @@ from tiekd.teachers.outputs.sigma import SigmaOptions
 from tiekd.teachers.outputs.teacher import FoundationTeacher
 from tiekd.teachers.stereo import StereoTeacher
 from tiekd.teaching import build_teacher, record_of, teacher_checkpoint
+from tiekd.tools import sharded_maps
+from tiekd.tools.sharded_maps import ShardedMaps
 from tiekd.training import teacher_audit
 from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
@@ -386,7 +390,12 @@ def cache_maps(
     # Write the missing maps.
     index_by_name = {frames.map_name(index): index for index in range(len(frames))}
     encoding = _Encoding(manifest["full_scale_m"], manifest.get(teacher_maps.SIGMA_SCALE))
-    job = _Job(teacher, frames, index_by_name, folder, encoding, device, out)
+    known = None if found is manifest else found
+    pattern = recipe.data.get("shards", ShardsOptions.shards)
+    shards = sharded_maps.for_job(frames, folder, encoding.sigma_m is not None, known, pattern)
+    if shards is not None:
+        manifest[teacher_maps.SHARDS] = True
+    job = _Job(teacher, frames, index_by_name, folder, encoding, device, out, shards)
     for line in lines:
         job.print_line(line)
     for note in getattr(frames, "notes", ()):
@@ -394,9 +403,10 @@ def cache_maps(
     with _locked(folder, manifest, cameras):
         missing = job.missing()
         total = len(index_by_name)
+        place = folder if shards is None else f"{len(shards.shards)} tar shards in {folder}"
         job.print_line(
             f"Maps: {total} frames, {total - len(missing)} there already, {len(missing)} to make "
-            f"in {folder}"
+            f"in {place}"
         )
         if missing:
             job.check_disk(missing)
@@ -481,6 +491,7 @@ class _Job:
         encoding: the depth and the sigma that the largest value in a map's file stands for.
         device: this rank's device.
         out: text stream to which rank 0 writes the progress.
+        shards: the tar shards of the maps; None if each map is a file.
     """
 
     teacher: FrozenTeacher | OutsideTeacher | FoundationTeacher | StereoTeacher
@@ -490,6 +501,7 @@ class _Job:
     encoding: _Encoding
     device: torch.device
     out: TextIO
+    shards: ShardedMaps | None = None
 
     def print_line(self, line: str) -> None:
         """Writes a line to `out` on rank 0; does nothing on other ranks.
@@ -506,6 +518,9 @@ class _Job:
 
         Each rank checks some of the files; all ranks return the same list.
         """
+        if self.shards is not None:
+            self.shards.remove_partial()
+            return self.shards.missing()
         mine = list(self.index_by_name)[comm.rank() :: comm.world_size()]
         missing = [
             name for name in mine if not all(map(image_io.is_whole_depth_png, self._files(name)))
@@ -559,24 +574,17 @@ class _Job:
             bar = Progress("maps", len(self.index_by_name), self._count, self.out)
         with bar as progress:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                # Limit the queue of maps to be written: a slow disk then stalls the network instead
-                # of filling the memory with maps.
-                waiting = deque()
-                share = RankShare(comm.rank(), comm.world_size())
-                for name, found in self._predict(missing, share, loading):
-                    if found.quality is not None:
-                        # Record how well this relative map was fitted to metric depth. Do so before
-                        # the map itself is written, so that no map lacks its record.
-                        anchor_quality.add(self.folder, comm.rank(), name, found.quality)
-                    if not (found.depth > 0).any():
-                        empty.append(name)
-                    waiting.append(pool.submit(self._write, name, found))
-                    while len(waiting) > _WAITING:
-                        waiting.popleft().result()
-                    if progress:
-                        progress.update()
-                for write in waiting:
-                    write.result()
+                if self.shards is None:
+                    share = RankShare(comm.rank(), comm.world_size())
+                    found = self._observed(self._predict(missing, share, loading), progress, empty)
+                    for _ in _in_threads(pool, self._write, found):
+                        pass
+                else:
+                    mine = self.shards.share(missing)
+                    made = self._predict(mine, ALL_BATCHES, loading) if mine else iter(())
+                    found = self._observed(made, progress, empty)
+                    encoded = _in_threads(pool, lambda _, found: self._encode(found), found)
+                    self.shards.write(missing, (each[::-1] for each in encoded))
             comm.barrier()
         empty = [name for part in comm.gather_objects(empty) for name in part]
         # Warn about empty maps, unless the teacher's relative depth is fitted to metric depth
@@ -586,6 +594,27 @@ class _Job:
                 f"Warning: {len(empty)} of {len(missing)} maps are empty, as the teacher gave no "
                 f"depth above 0 for their images, such as for {empty[0]}"
             )
+
+    def _observed(
+        self, made: Iterator[tuple[str, _Map]], progress: Progress | None, empty: list[str]
+    ) -> Iterator[tuple[str, _Map]]:
+        """Yields maps unchanged, records their quality, and shows the progress.
+
+        Args:
+            made: (file name of the map, the teacher's output for its frame) of each map.
+            progress: the progress, which is updated with each map; None to show none.
+            empty: list to which the names of maps without any depth are appended.
+        """
+        for name, found in made:
+            if found.quality is not None:
+                # Record how well this relative map was fitted to metric depth. Do so before the
+                # map itself is written, so that no map lacks its record.
+                anchor_quality.add(self.folder, comm.rank(), name, found.quality)
+            if not (found.depth > 0).any():
+                empty.append(name)
+            yield name, found
+            if progress:
+                progress.update()
 
     def _predict(
         self, names: list[str], share: RankShare, loading: Loading
@@ -645,7 +674,30 @@ class _Job:
         return [image_io.encode_teacher_map(found.sigma, self.encoding.sigma_m), depth]
 
     def _count(self) -> int:
+        if self.shards is not None:
+            return self.shards.count()
         return len(self.index_by_name.keys() & set(os.listdir(self.folder)))
+
+
+def _in_threads(
+    pool: ThreadPoolExecutor, function: Callable, maps: Iterator[tuple[str, _Map]]
+) -> Iterator:
+    """Yields the results of a function of each map, which threads compute, in the maps' order.
+
+    Args:
+        pool: the threads.
+        function: function of a map's file name and the teacher's output for its frame.
+        maps: (file name, teacher's output) of each map.
+    """
+    # Limit the queue of maps to be written: a slow disk then stalls the network instead of filling
+    # the memory with maps.
+    waiting = deque()
+    for name, found in maps:
+        waiting.append(pool.submit(function, name, found))
+        while len(waiting) > _WAITING:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 @contextmanager
@@ -716,7 +768,7 @@ def _lock(
                 f"{folder}: holds maps of another kind (they differ in {', '.join(other)}); give "
                 "another --out"
             )
-        if teacher_maps.SIGMA_SCALE in manifest:
+        if teacher_maps.SIGMA_SCALE in manifest and teacher_maps.SHARDS not in manifest:
             (folder / teacher_maps.SIGMA).mkdir(exist_ok=True)
         # Lock the manifest, so that only one job at a time fills the folder.
         lock = (folder / teacher_maps.MANIFEST).open("r+")

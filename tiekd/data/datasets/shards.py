@@ -31,6 +31,7 @@ from tiekd.data.frames import (
 )
 from tiekd.data.pairing import check_unmatched, too_many_unpaired
 from tiekd.data.shards.index import Index, open_index
+from tiekd.data.shards.maps import MapShard
 from tiekd.data.shards.order import ShardOrder
 from tiekd.distributed import comm
 from tiekd.errors import DataError, RecipeError
@@ -215,7 +216,7 @@ def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
             if its path fits the pattern.
 
     Raises:
-        DataError: There are no shards.
+        DataError: There are no shards, or a shard of teacher maps is among them.
     """
     pattern, index = options.shards, _index_path(root, options)
     try:
@@ -229,6 +230,12 @@ def _shards_of(root: Path, options: ShardsOptions) -> dict[str, Path]:
         packed = sorted(path.name for path in root.glob("*") if path.name.endswith(_PACKED))
         hint = f"; decompress those such as {packed[0]}" if packed else ""
         raise DataError(f"data.shards: no {pattern} in {root}; give the tar shards' pattern{hint}")
+    of_maps = next((path for path in found if MapShard(path, ()).record.exists()), None)
+    if of_maps is not None:
+        raise DataError(
+            f"data.shards: {pattern} in {root} also fits {of_maps}, a shard of teacher maps; give "
+            "a pattern that leaves the maps out, or move their folder"
+        )
     return {path.relative_to(root).as_posix(): path for path in found}
 
 

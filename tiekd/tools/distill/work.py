@@ -316,6 +316,10 @@ class Work:
         The file, `self.exported`, also outputs confidence, computed with the calibrated temperature
         that is stored with the weights.
         """
+        # Remove the partial files of killed exports. Their names begin with a process ID, so the
+        # next export doesn't replace them.
+        for partial in self.out.glob(f".*.{self.exported.name}"):
+            partial.unlink()
         size = "x".join(map(str, self.plan.image_size))
         arguments = [str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)]
         arguments += ["--out", str(self.exported), "--size", size, "--overwrite", "--confidence"]

@@ -12,7 +12,9 @@ MEMBERS = [("a/1.png", b"image"), (f"{'x' * 120}/ü.json", b"{}")]
 def test_write_shard_depends_on_members_alone(tmp_path):
     """Two shards of the same members are equal byte by byte, and hold what was written."""
     for name in ("a.tar", "b.tar"):
-        write_shard(tmp_path / name, MEMBERS)
+        positions = write_shard(tmp_path / name, MEMBERS)
+    content = (tmp_path / "b.tar").read_bytes()
+    assert [(name, content[at : at + size]) for name, (at, size) in positions.items()] == MEMBERS
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert [(m.name, archive.extractfile(m).read(), m.mtime) for m in archive] == [

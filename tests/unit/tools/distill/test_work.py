@@ -165,6 +165,16 @@ def test_work_exports_for_most_images(made):
     assert made.commands.ran[0][-4:] == ["--size", "48x64", "--overwrite", "--confidence"]
 
 
+def test_work_removes_partial_exports(made):
+    """The partial files of exports that were killed don't stay in the folder."""
+    names = {f".4711.{made.exported.name}", made.exported.name, ".4711.other"}
+    for name in names:
+        (made.out / name).touch()
+    made.export()
+    left = {path.name for path in made.out.iterdir()}
+    assert names & left == {made.exported.name, ".4711.other"}
+
+
 def test_work_drops_links_to_faulty_images(made):
     """Images that the check dropped lose their link, and are told and counted."""
     findings = [
