@@ -865,4 +865,7 @@ def override_for_maps(recipe: Recipe, map_folders: Mapping[str, Path]) -> str:
     if teachers.several == "teachers":
         return f"teachers={json.dumps(entries)}"
     mean = {"name": MEAN, "weights": teachers.weights, "teachers": entries}
+    # The sigma of the mean isn't that of a teacher, so no maps hold it: the student still needs it.
+    if teachers.sigma is not None:
+        mean["sigma"] = teachers.sigma
     return f"teacher={json.dumps(mean)}"
