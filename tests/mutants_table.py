@@ -4344,4 +4344,20 @@ if passed_over:
         'None if self.sets else ""',
         ("tests/unit/training/test_mixed_data.py",),
     ),
+    Mutant(
+        "the_sigma_of_a_mean_is_lost_when_its_maps_are_made",
+        "tiekd.tools.cache_teacher",
+        "override_for_maps",
+        'mean["sigma"] = teachers.sigma',
+        "pass",
+        ("tests/unit/tools/test_cache_several.py",),
+    ),
+    Mutant(
+        "a_mean_is_audited_although_that_is_off",
+        "tiekd.tools.cache_teacher",
+        "cache_maps",
+        "recipe.teachers.is_audited",
+        "True",
+        ("tests/unit/tools/test_cache_several.py",),
+    ),
 ]

@@ -367,14 +367,17 @@ def cache_maps(
         require_focals(frames, teacher.resize, "map")
     found = teacher_maps.read_manifest(folder)
     if comm.broadcast_object(found is None):
-        audited = teacher_audit.audit(
-            settings.teacher,
-            teacher,
-            frames,
-            max_depth_m=recipe.max_depth_m,
-            device=device,
-            resize=getattr(teacher, "resize", OWN_SIZE),
-        )
+        # `teacher.audit: off` of a mean of teachers holds for all of them.
+        audited = [teacher_audit.OFF]
+        if recipe.teachers.is_audited:
+            audited = teacher_audit.audit(
+                settings.teacher,
+                teacher,
+                frames,
+                max_depth_m=recipe.max_depth_m,
+                device=device,
+                resize=getattr(teacher, "resize", OWN_SIZE),
+            )
         if comm.is_main():
             out.writelines(f"{note}\n" for note in audited)
     found = found or manifest

@@ -114,6 +114,16 @@ def test_told_override_keeps_the_sigma_of_a_mean(ground, tmp_path, sigma):
     assert Recipe(load_recipe(path, given)).teachers.sigma == sigma
 
 
+def test_a_mean_without_an_audit_is_cached_without_one(ground, tmp_path):
+    """`teacher.audit: off` of a mean leaves the audit of each of its teachers out."""
+    recipe = several(ground, {**UNSURE, "audit": "on"}, mean=True)
+    assert "Teacher audit of teacher.teachers[1]: left out" in cache(recipe, [None, tmp_path], 1)
+    recipe.node["teacher"]["audit"] = "off"
+    told = cache(recipe, [None, tmp_path / "again"], 1)
+    assert "Teacher audit: off (teacher.audit)\n" in told
+    assert "Teacher audit of" not in told
+
+
 def test_sigma_maps_are_cached_and_read(ground, tmp_path):
     """A teacher's sigma is stored beside its depth, and training reads both."""
     recipe, folders = several(ground, UNSURE), [tmp_path / "a", tmp_path / "b"]
