@@ -198,10 +198,7 @@ class StereoTeacher:
         pairs, missing = right_images.pairs_of(frames, self.options.right)
         self._frames = {frame.name: frame for frame in frames}
         self._rights = {pair.frame.name: pair.right for pair in pairs}
-        # The largest depth is that of the smallest disparity (`min_disparity`, which includes the
-        # offset).
-        scales = [self._focal(frame) * self.baseline_m for frame in frames]
-        self.max_depth_m = max(scales) / self.options.min_disparity
+        self.max_depth_m = self.largest_depth_m(frames)
         told = []
         if missing:
             told.append(
@@ -209,6 +206,17 @@ class StereoTeacher:
                 f"{missing[0].name}; their maps are empty"
             )
         return told + self._check_pairs(pairs)
+
+    def largest_depth_m(self, frames: Sequence[Frame]) -> float:
+        """Returns the largest depth in metres that the teacher gives for frames; 0 without any.
+
+        It is that of the smallest disparity (`min_disparity`, which includes the offset).
+
+        Args:
+            frames: The frames; those without a focal length are left out.
+        """
+        focals = [self._focal(frame) or 0.0 for frame in frames]
+        return max(focals, default=0.0) * self.baseline_m / self.options.min_disparity
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor | Target:

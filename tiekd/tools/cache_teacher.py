@@ -302,6 +302,7 @@ def cache_maps(
     folder: Path,
     device: torch.device,
     out: TextIO,
+    later: Dataset | None = None,
 ) -> None:
     """Writes the maps that the folder doesn't contain yet.
 
@@ -316,6 +317,7 @@ def cache_maps(
         folder: the folder of the maps and their manifest.
         device: this rank's device.
         out: text stream to which rank 0 writes the progress.
+        later: further frames whose maps will be written to the same folder; None without any.
 
     Raises:
         TeacherError: the folder's manifest describes another teacher or other settings, or the
@@ -334,6 +336,11 @@ def cache_maps(
             lines += teacher.check_frames(listed_frames(frames))
         elif settings.teacher.module is None:
             described, resize = settings.teacher.network, teacher.resize.node()
+    largest_m = getattr(teacher, "max_depth_m", None)
+    if isinstance(teacher, StereoTeacher) and later is not None:
+        # The largest depth depends on the focal lengths of the frames, and all maps of a folder
+        # have one full scale.
+        largest_m = max(largest_m, teacher.largest_depth_m(listed_frames(later)))
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
@@ -341,8 +348,12 @@ def cache_maps(
         record[0]["digest"],
         settings.flip,
         resize,
-        getattr(teacher, "max_depth_m", None),
+        largest_m,
     )
+    found = teacher_maps.read_manifest(folder)
+    if isinstance(teacher, StereoTeacher) and found is not None:
+        # Keep the folder's full scale if no depth of these frames exceeds it.
+        manifest["full_scale_m"] = max(manifest["full_scale_m"], found["full_scale_m"])
     manifest[learned_from.KEY] = record
     cameras = {}
     if getattr(teacher, "uses_focal", False):
@@ -365,7 +376,6 @@ def cache_maps(
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     if getattr(teacher, "needs_focal", False):
         require_focals(frames, teacher.resize, "map")
-    found = teacher_maps.read_manifest(folder)
     if comm.broadcast_object(found is None):
         # `teacher.audit: off` of a mean of teachers holds for all of them.
         audited = [teacher_audit.OFF]
@@ -830,11 +840,14 @@ def _cache_set(
         if comm.is_main():
             named = "Teacher" if recipe.teachers.several is None else settings.teacher.where
             print(f"{named}: {settings}, on {comm.world_size()} rank(s)")
-        cache_maps(recipe, settings, frames, folder, device, sys.stdout)
+        # Make maps of the validation frames, too, if evaluations compare with the teacher: a run
+        # then reads them.
+        later = None
         if args.split == "train" and recipe.scores_teacher and recipe.validates:
-            # Make maps of the validation frames, too, if evaluations compare with the teacher: a
-            # run then reads them.
-            cache_maps(recipe, settings, frames_of(recipe, "val"), folder, device, sys.stdout)
+            later = frames_of(recipe, "val")
+        cache_maps(recipe, settings, frames, folder, device, sys.stdout, later)
+        if later is not None:
+            cache_maps(recipe, settings, later, folder, device, sys.stdout)
     map_folders = {
         settings.teacher.where: folder.resolve()
         for settings, folder in zip(all_settings, folders, strict=True)
