@@ -125,10 +125,11 @@ def test_measure_needs_ground_truth(root, monkeypatch):
     [
         ({"maps": "folder"}, "--sigma: not for cached maps"),
         ({"name": "mine.teacher"}, "--sigma: mine.teacher is from outside the project"),
+        ({"name": "stereo"}, "--sigma: teacher is a stereo teacher, whose sigma follows from its"),
     ],
 )
 def test_measure_refuses_teachers(root, teacher, told):
-    """Cached maps and modules from outside are refused in one line."""
+    """Cached maps, modules from outside and a second camera are refused in one line."""
     with pytest.raises(TeacherError, match=told):
         _measure(root, teacher=teacher)
 
