@@ -52,9 +52,9 @@ class Options:
             last TEXT replaced. None for [image_02, image_03], the folders of KITTI.
         offset: The column of the right camera's principal point minus that of the left one's, in
             pixels; None to take it from `calibration`, or for 0 without a calibration.
-        max_disparity: The largest disparity that is searched, in pixels; None for a sixth of the
-            image's width. Nearer surfaces get no depth.
-        min_disparity: The smallest disparity that gives a depth, in pixels.
+        max_disparity: The disparities below it are searched, in pixels, after it is rounded up to a
+            multiple of 16; None for a sixth of the image's width. Nearer surfaces get no depth.
+        min_disparity: The smallest disparity, including the offset, that gives a depth, in pixels.
         disparity_error: The standard deviation of a disparity in pixels, from which sigma follows;
             0 for depth without sigma.
     """
