@@ -133,12 +133,13 @@ def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device)
                 f"{console.command('cache_teacher')}, and give their folders"
             )
     node = recipe.node["teacher"] | {"sigma": {"from": "between"}}
-    mean = build_teachers({"teacher": node}, device, recipe.max_depth_m)
+    mean = build_teachers(recipe.node | {"teacher": node}, device, recipe.max_depth_m)
     frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
     observer = Observer(mean, frames, recipe.max_depth_m, device)
     found = Sigmas({}, {}, {})
     seen = sigmas.observe(observer, args.frames)
-    _add(found, "between", seen, recipe.max_depth_m, digest_of_maps(teachers), flip=False)
+    digest = digest_of_maps(teachers, recipe.data)
+    _add(found, "between", seen, recipe.max_depth_m, digest, flip=False)
     return found
 
 

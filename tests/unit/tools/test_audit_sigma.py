@@ -177,6 +177,13 @@ def test_measure_mean_of_maps(root, tmp_path):
     sigma = {"from": "between", "calibration": str(tmp_path / "sigma.json")}
     teacher = build_teachers({"teacher": mean | {"sigma": sigma}}, CPU, 80.0)
     assert teacher.sigma.calibration.orders_errors
+    assert found.calibrations["between"].teacher is not None
+    # A relative folder of maps is one below data.root, and its maps are the same.
+    below = [{"maps": Path(entry["maps"]).name} for entry in entries]
+    node = mean | {"sigma": sigma, "teachers": below}
+    build_teachers({"teacher": node, "data": {"root": str(tmp_path)}}, CPU, 80.0)
+    with pytest.raises(TeacherError, match="it is of another teacher"):
+        build_teachers({"teacher": node, "data": {"root": str(root)}}, CPU, 80.0)
     # Other weights are another mean.
     entries[0]["weight"] = 2.0
     with pytest.raises(TeacherError, match="it is of another teacher"):
