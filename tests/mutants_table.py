@@ -2938,8 +2938,8 @@ if passed_over:
         "sky_is_unknown",
         "tiekd.teachers.outputs.teacher",
         "FoundationTeacher.__call__",
-        "torch.where(output.beyond, self.options.max_depth_m, depth)",
-        "torch.where(output.beyond, 0, depth)",
+        "torch.where(beyond, self.options.max_depth_m, depth)",
+        "torch.where(beyond, 0, depth)",
         ("tests/unit/teachers/test_depth_anything_3.py",),
     ),
     Mutant(
