@@ -3979,9 +3979,9 @@ if passed_over:
     Mutant(
         "the_offset_moves_the_largest_depth_of_stereo_maps",
         "tiekd.teachers.stereo",
-        "StereoTeacher.check_frames",
-        "max(scales) / self.options.min_disparity",
-        "max(scales) / (self.options.min_disparity + self.offset_px)",
+        "StereoTeacher.largest_depth_m",
+        "max(focals, default=0.0) * self.baseline_m / self.options.min_disparity",
+        "max(focals) * self.baseline_m / (self.options.min_disparity + self.offset_px)",
         ("tests/unit/teachers/test_stereo.py",),
     ),
     Mutant(
