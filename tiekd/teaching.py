@@ -78,7 +78,8 @@ def build_teachers(recipe: dict, device: torch.device, max_depth_m: float) -> Te
     mixture = Mixture(members, device)
     if teachers.several == "teachers":
         return mixture
-    return Average(mixture, teachers.weights, teachers.sigma, digest_of_maps(teachers))
+    digest = digest_of_maps(teachers, recipe.get("data"))
+    return Average(mixture, teachers.weights, teachers.sigma, digest)
 
 
 def build_per_set(
@@ -126,19 +127,22 @@ def build_per_set(
     return PerSet(found)
 
 
-def digest_of_maps(teachers: TeacherList) -> str | None:
+def digest_of_maps(teachers: TeacherList, data: Mapping | None) -> str | None:
     """Returns a digest that identifies averaged teachers with cached maps, and their weights.
 
     Args:
         teachers: The teachers.
+        data: The recipe's section `data`, whose `root` a relative folder of maps starts from; None
+            if the recipe has none.
 
     Returns:
         64 hexadecimal digits; None if a teacher has no cached maps, or if its maps don't record
         which network made them.
     """
     digest = hashlib.sha256(teachers.weights.encode())
+    root = Path((data or {}).get("root", ".")).expanduser()
     for node in teachers.nodes:
-        folder = None if node.maps is None else Path(node.maps).expanduser()
+        folder = None if node.maps is None else root / Path(node.maps).expanduser()
         manifest = None if folder is None else teacher_maps.read_manifest(folder)
         found = None if manifest is None else manifest.get("teacher_digest")
         if found is None:

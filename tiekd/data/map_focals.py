@@ -83,14 +83,20 @@ def add(folder: Path, focals: Focals, manifest: dict) -> str | None:
             the folder's maps, with unknown focal lengths, and no file is written.
 
     Returns:
-        A message if maps in the folder were made with other focal lengths for the same frames; None
-        otherwise.
+        A message if maps in the folder were made with other focal lengths for the same frames, or
+        if a focal length is known for one of the two only; None otherwise.
     """
     map_focals = read(folder)
     if map_focals is None and SOURCE not in manifest:
         return None
     map_focals = map_focals or {}
     _, differing = _compare(map_focals, focals)
+    # A teacher uses its own estimate if it gets no focal length, so such a map differs, too.
+    differing += [
+        name
+        for name, focal in focals.items()
+        if name in map_focals and (map_focals[name] is None) != (focal is None)
+    ]
     if differing:
         return f"{folder}: {_difference_phrase(map_focals, focals, differing)}; give another --out"
     if focals.keys() - map_focals.keys():
@@ -200,7 +206,12 @@ def _compare(map_focals: Focals, frame_focals: Focals) -> tuple[list[str], list[
 
 def _difference_phrase(map_focals: Focals, frame_focals: Focals, differing: list[str]) -> str:
     name = differing[0]
+    theirs, ours = (
+        "none" if focals[name] is None else f"{focals[name]:.1f}"
+        for focals in (map_focals, frame_focals)
+    )
+    pixels = "" if theirs == "none" else " pixels"
     return (
-        f"maps were made with another focal length, such as {name} with {map_focals[name]:.1f} "
-        f"pixels, where this recipe has {frame_focals[name]:.1f}"
+        f"maps were made with another focal length, such as {name} with {theirs}{pixels}, where "
+        f"this recipe has {ours}"
     )

@@ -84,6 +84,12 @@ class FrozenTeacher:
         if self.sigma is not None:
             has_bins = Spread.supports(network.head)
             self.sigma.check_source(("flip", "own") if has_bins else ("flip",), flip)
+            # Both kinds of heads have one row of weights for each depth bin.
+            if self.sigma.modes and self.sigma.modes > len(network.head.weight):
+                raise TeacherError(
+                    f"teacher.sigma.modes: got {self.sigma.modes}, but the teacher's head has "
+                    f"{len(network.head.weight)} depth bins; give fewer, such as 2"
+                )
             if self.sigma.source == "own":
                 self.spread = Spread(network.head, self.sigma.modes)
             if self.sigma.calibration is not None:

@@ -52,9 +52,9 @@ class Options:
             last TEXT replaced. None for [image_02, image_03], the folders of KITTI.
         offset: The column of the right camera's principal point minus that of the left one's, in
             pixels; None to take it from `calibration`, or for 0 without a calibration.
-        max_disparity: The largest disparity that is searched, in pixels; None for a sixth of the
-            image's width. Nearer surfaces get no depth.
-        min_disparity: The smallest disparity that gives a depth, in pixels.
+        max_disparity: The disparities below it are searched, in pixels, after it is rounded up to a
+            multiple of 16; None for a sixth of the image's width. Nearer surfaces get no depth.
+        min_disparity: The smallest disparity, including the offset, that gives a depth, in pixels.
         disparity_error: The standard deviation of a disparity in pixels, from which sigma follows;
             0 for depth without sigma.
     """
@@ -198,10 +198,7 @@ class StereoTeacher:
         pairs, missing = right_images.pairs_of(frames, self.options.right)
         self._frames = {frame.name: frame for frame in frames}
         self._rights = {pair.frame.name: pair.right for pair in pairs}
-        # The largest depth is that of the smallest disparity (`min_disparity`, which includes the
-        # offset).
-        scales = [self._focal(frame) * self.baseline_m for frame in frames]
-        self.max_depth_m = max(scales) / self.options.min_disparity
+        self.max_depth_m = self.largest_depth_m(frames)
         told = []
         if missing:
             told.append(
@@ -209,6 +206,17 @@ class StereoTeacher:
                 f"{missing[0].name}; their maps are empty"
             )
         return told + self._check_pairs(pairs)
+
+    def largest_depth_m(self, frames: Sequence[Frame]) -> float:
+        """Returns the largest depth in metres that the teacher gives for frames; 0 without any.
+
+        It is that of the smallest disparity (`min_disparity`, which includes the offset).
+
+        Args:
+            frames: The frames; those without a focal length are left out.
+        """
+        focals = [self._focal(frame) or 0.0 for frame in frames]
+        return max(focals, default=0.0) * self.baseline_m / self.options.min_disparity
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor | Target:

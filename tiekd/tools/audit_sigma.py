@@ -72,7 +72,8 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
         The measurements and calibrations of all sources.
 
     Raises:
-        TeacherError: The teacher is a folder of maps or a module from outside the project.
+        TeacherError: The teacher is a folder of maps, a second camera, or a module from outside the
+            project.
         DataError: Too few frames have ground truth.
     """
     teachers = recipe.teachers
@@ -86,6 +87,11 @@ def measure(recipe: Recipe, args: argparse.Namespace, observer: Observer, index:
         raise TeacherError(
             f"--sigma: {teacher.module} is from outside the project, and its sigma isn't measured; "
             "leave it out"
+        )
+    if teacher.kind == "stereo":
+        raise TeacherError(
+            f"--sigma: {teacher.where} is a stereo teacher, whose sigma follows from its "
+            "disparity_error and has no other source; leave it out"
         )
     all_settings = settings_of_teachers(recipe, args.recipe, args.checkpoint, args.overrides)
     settings = next(each for each in all_settings if each.teacher.where == teacher.where)
@@ -127,12 +133,13 @@ def measure_mean(recipe: Recipe, args: argparse.Namespace, device: torch.device)
                 f"{console.command('cache_teacher')}, and give their folders"
             )
     node = recipe.node["teacher"] | {"sigma": {"from": "between"}}
-    mean = build_teachers({"teacher": node}, device, recipe.max_depth_m)
+    mean = build_teachers(recipe.node | {"teacher": node}, device, recipe.max_depth_m)
     frames = build_dataset(recipe.dataset, "train", as_evaluated=True, held_out=())
     observer = Observer(mean, frames, recipe.max_depth_m, device)
     found = Sigmas({}, {}, {})
     seen = sigmas.observe(observer, args.frames)
-    _add(found, "between", seen, recipe.max_depth_m, digest_of_maps(teachers), flip=False)
+    digest = digest_of_maps(teachers, recipe.data)
+    _add(found, "between", seen, recipe.max_depth_m, digest, flip=False)
     return found
 
 

@@ -306,6 +306,7 @@ def cache_maps(
     folder: Path,
     device: torch.device,
     out: TextIO,
+    later: Dataset | None = None,
 ) -> None:
     """Writes the maps that the folder doesn't contain yet.
 
@@ -320,6 +321,7 @@ def cache_maps(
         folder: the folder of the maps and their manifest.
         device: this rank's device.
         out: text stream to which rank 0 writes the progress.
+        later: further frames whose maps will be written to the same folder; None without any.
 
     Raises:
         TeacherError: the folder's manifest describes another teacher or other settings, or the
@@ -338,6 +340,11 @@ def cache_maps(
             lines += teacher.check_frames(listed_frames(frames))
         elif settings.teacher.module is None:
             described, resize = settings.teacher.network, teacher.resize.node()
+    largest_m = getattr(teacher, "max_depth_m", None)
+    if isinstance(teacher, StereoTeacher) and later is not None:
+        # The largest depth depends on the focal lengths of the frames, and all maps of a folder
+        # have one full scale.
+        largest_m = max(largest_m, teacher.largest_depth_m(listed_frames(later)))
     manifest = teacher_maps.make_manifest(
         recipe.max_depth_m,
         recipe.data.get("kb_crop"),
@@ -345,8 +352,12 @@ def cache_maps(
         record[0]["digest"],
         settings.flip,
         resize,
-        getattr(teacher, "max_depth_m", None),
+        largest_m,
     )
+    found = teacher_maps.read_manifest(folder)
+    if isinstance(teacher, StereoTeacher) and found is not None:
+        # Keep the folder's full scale if no depth of these frames exceeds it.
+        manifest["full_scale_m"] = max(manifest["full_scale_m"], found["full_scale_m"])
     manifest[learned_from.KEY] = record
     cameras = {}
     if getattr(teacher, "uses_focal", False):
@@ -369,16 +380,18 @@ def cache_maps(
         least_size.check_frames(frames, teacher.resize, least, "the teacher's data.resize")
     if getattr(teacher, "needs_focal", False):
         require_focals(frames, teacher.resize, "map")
-    found = teacher_maps.read_manifest(folder)
     if comm.broadcast_object(found is None):
-        audited = teacher_audit.audit(
-            settings.teacher,
-            teacher,
-            frames,
-            max_depth_m=recipe.max_depth_m,
-            device=device,
-            resize=getattr(teacher, "resize", OWN_SIZE),
-        )
+        # `teacher.audit: off` of a mean of teachers holds for all of them.
+        audited = [teacher_audit.OFF]
+        if recipe.teachers.is_audited:
+            audited = teacher_audit.audit(
+                settings.teacher,
+                teacher,
+                frames,
+                max_depth_m=recipe.max_depth_m,
+                device=device,
+                resize=getattr(teacher, "resize", OWN_SIZE),
+            )
         if comm.is_main():
             out.writelines(f"{note}\n" for note in audited)
     found = found or manifest
@@ -879,11 +892,14 @@ def _cache_set(
         if comm.is_main():
             named = "Teacher" if recipe.teachers.several is None else settings.teacher.where
             print(f"{named}: {settings}, on {comm.world_size()} rank(s)")
-        cache_maps(recipe, settings, frames, folder, device, sys.stdout)
+        # Make maps of the validation frames, too, if evaluations compare with the teacher: a run
+        # then reads them.
+        later = None
         if args.split == "train" and recipe.scores_teacher and recipe.validates:
-            # Make maps of the validation frames, too, if evaluations compare with the teacher: a
-            # run then reads them.
-            cache_maps(recipe, settings, frames_of(recipe, "val"), folder, device, sys.stdout)
+            later = frames_of(recipe, "val")
+        cache_maps(recipe, settings, frames, folder, device, sys.stdout, later)
+        if later is not None:
+            cache_maps(recipe, settings, later, folder, device, sys.stdout)
     map_folders = {
         settings.teacher.where: folder.resolve()
         for settings, folder in zip(all_settings, folders, strict=True)
@@ -917,4 +933,7 @@ def override_for_maps(recipe: Recipe, map_folders: Mapping[str, Path]) -> str:
     if teachers.several == "teachers":
         return f"teachers={json.dumps(entries)}"
     mean = {"name": MEAN, "weights": teachers.weights, "teachers": entries}
+    # The sigma of the mean isn't that of a teacher, so no maps hold it: the student still needs it.
+    if teachers.sigma is not None:
+        mean["sigma"] = teachers.sigma
     return f"teacher={json.dumps(mean)}"

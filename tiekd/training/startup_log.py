@@ -12,6 +12,7 @@ from tiekd.data.mixed import sets_in
 from tiekd.data.resize import OWN_SIZE
 from tiekd.distributed import comm
 from tiekd.errors import CheckpointError
+from tiekd.teachers.average import Average
 from tiekd.teachers.external import OutsideTeacher
 from tiekd.teachers.maps import CachedMaps
 from tiekd.teachers.mixture import Teacher, members_of
@@ -137,7 +138,9 @@ def _about_teachers(
         if len(nodes) > 1:
             lines = [f"{member.where}: {line}" for line in lines]
         said += lines
-    return said + _about_mixture(recipe)
+    # The sigma of a mean is none of its teachers'.
+    of_mean = _about_sigma(teacher) if isinstance(teacher, Average) else []
+    return said + _about_mixture(recipe) + of_mean
 
 
 def _about_teacher(

@@ -31,6 +31,7 @@ _FEWEST = 12  # smallest number of audited frames; with fewer, a good teacher ma
 # The audit compares depths on a coarse grid over each image. It is left out if the shorter side of
 # that grid has fewer elements than this, since such a grid shows too little.
 _SMALLEST_CELLS = 48
+OFF = "Teacher audit: off (teacher.audit)"
 
 
 def audit_sets(
@@ -102,7 +103,7 @@ def audit_all(
         TeacherError: A teacher's depth is certainly wrong; raised on all ranks.
     """
     if not nodes.is_audited:
-        return ["Teacher audit: off (teacher.audit)"]
+        return [OFF]
     if not nodes.is_given:
         return []
     told = []

@@ -78,6 +78,22 @@ def test_caching_with_other_cameras_is_refused(case):
     assert "0 to make" in cache(same, case.maps)
 
 
+def test_caching_with_a_camera_that_was_unknown_is_refused(tmp_path):
+    """Maps by a teacher's own estimate and by a known focal length don't meet in one folder."""
+    manifest = {"intrinsics": "the data set's own"}
+    estimated, known = {"a.png": 100.0, "b.png": None}, {"a.png": 100.0, "b.png": 120.0}
+    for first, second, words in (
+        (estimated, known, "b.png with none, where this recipe has 120.0; give another --out"),
+        (known, estimated, "b.png with 120.0 pixels, where this recipe has none; give another"),
+    ):
+        folder = tmp_path / str(len(words))
+        folder.mkdir()
+        assert map_focals.add(folder, first, manifest) is None
+        assert map_focals.add(folder, first, manifest) is None
+        assert words in map_focals.add(folder, second, manifest)
+        assert map_focals.read(folder) == first
+
+
 def test_student_with_another_camera_is_refused_or_warned(case):
     """A canonical student is refused, another one warned; the same focal length is accepted."""
     for is_canonical in (True, False):

@@ -169,6 +169,7 @@ def test_frozen_teacher_refuses_sources(network):
         (plain, {"from": "between"}, {}, "got between, which several teachers have"),
         (network, {"from": "flip"}, {}, "flip needs teacher.flip=true"),
         (network, {"from": "own", "modes": 2}, {"flip": True}, "set teacher.flip=false"),
+        (network, {"from": "own", "modes": 81}, {}, "got 81, but the teacher's head has 80 depth"),
     ]:
         with pytest.raises(TeacherError, match=told):
             teacher_of(one, node, **keys)

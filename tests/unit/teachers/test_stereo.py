@@ -1,5 +1,6 @@
 """The stereo teacher: its maps, how they are cached, and what is refused."""
 
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tiekd.evaluation.teacher_audit.observe import ChangedImages
 from tiekd.teachers.pairs import matching
 from tiekd.teachers.stereo import Options, StereoTeacher
 from tiekd.teaching import build_teacher
+from tiekd.tools import cache_teacher
 from tiekd.tools.audit_teacher import observer_of
 from tiekd.training import teacher_audit
 from tiekd.training.settings import Recipe
@@ -146,6 +148,32 @@ def test_stereo_maps_are_of_one_focal_length(root, tmp_path):
     recipe["data"]["intrinsics"] = [1.1 * FOCAL, 1.1 * FOCAL, WIDTH / 2, HEIGHT / 2]
     with pytest.raises(TeacherError, match="with another focal length, .* where this recipe has"):
         cache(recipe, tmp_path / "maps")
+
+
+@pytest.mark.parametrize("focal", [90.0, 110.0])
+def test_stereo_maps_of_both_splits_share_a_folder(root, tmp_path, monkeypatch, focal):
+    """Validation frames of another camera get maps beside the training frames'."""
+    monkeypatch.setattr(cache_teacher.process_group, "start_rank", lambda *_: CPU)
+    lines = (root / "kitti_eigen_train.txt").read_text().splitlines()
+    (root / "one.txt").write_text(f"{lines[0]}\n")
+    (root / "other.txt").write_text(f"{lines[1].rpartition(' ')[0]} {focal}\n")
+    recipe = recipe_of(root, "one.txt", disparity_error=0)
+    recipe["network"]["max_depth"] = 10.0
+    recipe["data"]["val_split"] = "other.txt"
+    recipe |= {"train": {"epochs": 1}, "evaluation": {"against": "teacher"}}
+    (tmp_path / "r.json").write_text(json.dumps(recipe | {"work_dir": str(tmp_path / "work")}))
+    args = Namespace(recipe=tmp_path / "r.json", overrides=[], split="train", checkpoint=None)
+    args.out, args.data_set = tmp_path / "maps", None
+    for _ in range(2):
+        cache_teacher.run(args)
+    full_scale = teacher_maps.full_scale_m(args.out, 10.0)
+    assert full_scale == pytest.approx(max(FOCAL, focal) * BASELINE_M / 3)
+    focals = map_focals.read(args.out)
+    for name, own in focals.items():
+        depth = image_io.read_teacher_map(args.out / name)[0].numpy() * full_scale / 65535
+        true = own * BASELINE_M / np.load(root / "disparity.npy")
+        assert np.median(depth[depth > 0] / true[depth > 0]) == pytest.approx(1, abs=0.01)
+    assert sorted(focals.values()) == sorted((FOCAL, focal))
 
 
 def test_stereo_focal_length_of_a_calibration_serves_where_none_is_known(root, tmp_path):

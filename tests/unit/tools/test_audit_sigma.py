@@ -125,10 +125,11 @@ def test_measure_needs_ground_truth(root, monkeypatch):
     [
         ({"maps": "folder"}, "--sigma: not for cached maps"),
         ({"name": "mine.teacher"}, "--sigma: mine.teacher is from outside the project"),
+        ({"name": "stereo"}, "--sigma: teacher is a stereo teacher, whose sigma follows from its"),
     ],
 )
 def test_measure_refuses_teachers(root, teacher, told):
-    """Cached maps and modules from outside are refused in one line."""
+    """Cached maps, modules from outside and a second camera are refused in one line."""
     with pytest.raises(TeacherError, match=told):
         _measure(root, teacher=teacher)
 
@@ -176,6 +177,13 @@ def test_measure_mean_of_maps(root, tmp_path):
     sigma = {"from": "between", "calibration": str(tmp_path / "sigma.json")}
     teacher = build_teachers({"teacher": mean | {"sigma": sigma}}, CPU, 80.0)
     assert teacher.sigma.calibration.orders_errors
+    assert found.calibrations["between"].teacher is not None
+    # A relative folder of maps is one below data.root, and its maps are the same.
+    below = [{"maps": Path(entry["maps"]).name} for entry in entries]
+    node = mean | {"sigma": sigma, "teachers": below}
+    build_teachers({"teacher": node, "data": {"root": str(tmp_path)}}, CPU, 80.0)
+    with pytest.raises(TeacherError, match="it is of another teacher"):
+        build_teachers({"teacher": node, "data": {"root": str(root)}}, CPU, 80.0)
     # Other weights are another mean.
     entries[0]["weight"] = 2.0
     with pytest.raises(TeacherError, match="it is of another teacher"):

@@ -101,6 +101,29 @@ def test_told_override_learns_from_all_maps(ground, tmp_path, mean):
     )
 
 
+@pytest.mark.parametrize("sigma", [0.7, {"from": "between", "max": 4.0}, None])
+def test_told_override_keeps_the_sigma_of_a_mean(ground, tmp_path, sigma):
+    """No maps hold the sigma of a mean of teachers, so it stays in the override."""
+    recipe = several(ground, UNSURE, mean=True)
+    if sigma is not None:
+        recipe.node["teacher"]["sigma"] = sigma
+    path = tmp_path / "student.yaml"
+    path.write_text(yaml.safe_dump(recipe.node))
+    made = {node.where: tmp_path / "maps" for node in recipe.teachers.nodes}
+    given = ["teacher=null", cache_teacher.override_for_maps(recipe, made)]
+    assert Recipe(load_recipe(path, given)).teachers.sigma == sigma
+
+
+def test_a_mean_without_an_audit_is_cached_without_one(ground, tmp_path):
+    """`teacher.audit: off` of a mean leaves the audit of each of its teachers out."""
+    recipe = several(ground, {**UNSURE, "audit": "on"}, mean=True)
+    assert "Teacher audit of teacher.teachers[1]: left out" in cache(recipe, [None, tmp_path], 1)
+    recipe.node["teacher"]["audit"] = "off"
+    told = cache(recipe, [None, tmp_path / "again"], 1)
+    assert "Teacher audit: off (teacher.audit)\n" in told
+    assert "Teacher audit of" not in told
+
+
 def test_sigma_maps_are_cached_and_read(ground, tmp_path):
     """A teacher's sigma is stored beside its depth, and training reads both."""
     recipe, folders = several(ground, UNSURE), [tmp_path / "a", tmp_path / "b"]

@@ -316,6 +316,22 @@ def test_build_parts_records_all_of_several_teachers(tmp_path):
     assert told == learned_from.lines([first, second])
 
 
+def test_startup_log_tells_the_sigma_of_a_mean_of_teachers(tmp_path):
+    """The sigma between teachers that nothing was measured of is warned of, as any other."""
+    recipe = folder_recipe(tmp_path, np.full((64, 64), 5, np.float32))
+    record = {"name": "moge", "model": "a", "digest": "a" * 64}
+    entries = [{"maps": maps_of(tmp_path / name, record)} for name in ("one", "two")]
+    recipe["teacher"] = {"name": "average", "teachers": entries}
+    recipe["network"]["head"] = {"name": "dpm", "num_bins": 8, "sigma": 0.7}
+    recipe["losses"] = {"dpm": {"weight": 1.0}}
+    warning = "Warning: teacher.sigma: nothing shows that between orders this teacher's errors"
+    for sigma, count in (({"from": "between"}, 1), (0.9, 0)):
+        recipe["teacher"]["sigma"] = sigma
+        told = startup_log.first_lines(parts_of(recipe, 2))
+        assert "The student learns the mean of 2 teachers, weights 1, 1" in told
+        assert sum(line.startswith(warning) for line in told) == count
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_build_parts_refuses_a_teacher_of_files_by_its_place(tmp_path, place):
     """A teacher that reads whole images from files is refused in a list, too."""

@@ -99,8 +99,9 @@ class Cameras:
             root = data.get("root", ".")
             given = source.read(intrinsics, Path(root if isinstance(root, str) else "."))
         # Find the module of the dataset if it is KITTI or NYU, whose function `known_camera` is
-        # used if no camera is given, and for images that a given file of cameras doesn't list.
-        has_one = name in ("kitti", "nyu") and (given is None or given.file is not None)
+        # used if no camera is given, and for images that a given file of cameras doesn't list or
+        # whose EXIF states no focal length.
+        has_one = name in ("kitti", "nyu") and (given is None or given.of_all is None)
         module = importlib.import_module(f"tiekd.data.datasets.{name}") if has_one else None
         if given is None and module is None and not reads_exif:
             of = f"the recipe's data ({name})" if name else "the recipe, without data,"

@@ -112,6 +112,16 @@ def anchor_of(node: str | dict | None, device: torch.device, max_depth_m: float)
             "the project as {name: huggingface, model: ...}"
         )
     TeacherNode(node, "teacher.anchor").check()
+    if TeacherNode(node).kind == "stereo":
+        raise TeacherError(
+            "teacher.anchor: stereo reads image pairs by itself and can't be an anchor; use a "
+            "metric network, or ground_truth"
+        )
+    if node.get("sigma") is not None:
+        raise TeacherError(
+            "teacher.anchor.sigma: an anchor gives the scale alone, and no sigma is learned from "
+            "it; leave it out"
+        )
     context = {"run_device": device, "max_depth_m": max_depth_m}
     try:
         teacher = build(node, "tiekd.teachers", "teacher.anchor", **context)

@@ -200,6 +200,7 @@ class FoundationTeacher:
             part = slice(begin, begin + size)
             names = batch.names[part]
             output = self._valid_output(images[part], batch.intrinsics[part], names)
+            beyond = output.beyond
             if anchor is None:
                 depth = to_metres(output.values, self.output_kind, output.focal)
             else:
@@ -207,8 +208,12 @@ class FoundationTeacher:
                     output.values, anchor[part], self.output_kind, names
                 )
                 self.qualities += fits
-            if output.beyond is not None:
-                depth = torch.where(output.beyond, self.options.max_depth_m, depth)
+                if beyond is not None:
+                    # An image whose fit isn't good has no depth at all, not even in its sky.
+                    good = torch.tensor([each.fit.is_good for each in fits], device=beyond.device)
+                    beyond = beyond & good.view(-1, 1, 1, 1)
+            if beyond is not None:
+                depth = torch.where(beyond, self.options.max_depth_m, depth)
             depths.append(depth)
             if self.sigma is not None and self.sigma.source is not None:
                 sigmas.append(self._sigma(output))

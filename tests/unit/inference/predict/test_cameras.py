@@ -48,6 +48,15 @@ def test_cameras_datasets_know_own_images_only():
             cameras.of(path, *size)
 
 
+def test_cameras_of_a_data_set_serve_where_exif_has_none():
+    """An image whose EXIF states no focal length has the data set's own camera, as in training."""
+    expected = Cameras(None, {"name": "kitti"}).of(KITTI, 370, 1224)
+    cameras = Cameras(None, {"name": "kitti", "intrinsics": "exif"})
+    assert (cameras.of(KITTI, 370, 1224), cameras.approximate) == (expected, 0)
+    cameras = Cameras(parse_intrinsics("exif"), {"name": "kitti"})
+    assert cameras.of(KITTI, 370, 1224) == expected
+
+
 def test_cameras_folder_uses_recipe_intrinsics():
     """A folder uses the recipe's intrinsics; data without a camera needs --intrinsics."""
     folder = {"name": "folder", "intrinsics": [700.0, 700.0, 600.0, 170.0]}

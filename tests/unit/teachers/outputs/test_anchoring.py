@@ -169,6 +169,14 @@ def test_maps_that_cannot_be_fitted_are_left_out_and_counted(ground, tmp_path):
             "teacher.anchor.model: no folder /nowhere; give a model's folder",
         ),
         (
+            {"anchor": {"name": "stereo", "baseline": 0.5}},
+            "teacher.anchor: stereo reads image pairs by itself and can't be an anchor; use a",
+        ),
+        (
+            {"anchor": {"name": "moge", "model": "m", "sigma": 0.5}},
+            "teacher.anchor.sigma: an anchor gives the scale alone, and no sigma is learned from",
+        ),
+        (
             {"output": "metres", "anchor": "ground_truth"},
             "teacher.anchor: relative.pt2 gives metres, which needs no anchor; leave it out",
         ),

@@ -82,6 +82,28 @@ def test_masks_of_the_network():
     assert torch.equal(plain[..., 3:-2], images[:, :1, :, 3:-2].float() + 1)
 
 
+def test_sky_of_an_image_with_a_poor_fit_has_no_depth():
+    """An image that the anchor doesn't fit gets an empty map, also where the network sees sky."""
+
+    def with_sky(output):
+        beyond = torch.zeros_like(output.values, dtype=torch.bool)
+        beyond[:, :, :9] = True
+        return Output(output.values + 1, beyond=beyond)
+
+    predictor = Predictor(with_sky)
+    predictor.output_kind = "depth_scale"
+    images = images_of(2)
+    metric = 0.1 * (images[:, :1].float() + 1)
+    metric[1] = 0
+    anchor = Anchor(lambda _: metric, {}, 80.0)
+    teacher = FoundationTeacher(predictor, RunOptions(CPU, 80.0), anchor)
+    depth = teacher(batch_of(images, [None] * 2))
+    assert [quality.fit.is_good for quality in teacher.qualities] == [True, False]
+    assert (depth[0, :, :9] == 80).all()
+    assert torch.allclose(depth[0, :, 9:], metric[0, :, 9:], rtol=1e-3)
+    assert not depth[1].any()
+
+
 def test_images_go_through_a_few_at_once():
     """The order stays, and no part is larger than asked for."""
     images = images_of(5)
