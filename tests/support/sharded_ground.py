@@ -51,9 +51,9 @@ def make(folder: Path) -> Path:
 
 
 def recipe(ground: Path, data: dict | None = None, **teacher) -> dict:
-    """Returns the recipe of a student of the teacher; s2.tar is for validation."""
+    """Returns the recipe of a student of the teacher, without validation."""
     node = {"name": "shards", "root": str(ground / "data"), "shards": "day/*.tar"}
-    node |= {"depth_unit": 1000, "val_shards": "day/s2.tar", "workers": 0, "augment": {}}
+    node |= {"depth_unit": 1000, "workers": 0, "augment": {}}
     return recipe_of(ground, **({"audit": "off"} | teacher)) | {"data": node | (data or {})}
 
 
@@ -74,5 +74,5 @@ def cache_as_files(node: dict, folder: Path, sharded: Path) -> str:
 
 
 def learner(ground: Path, maps: Path | str, **data) -> dict:
-    """Returns the recipe of a student that learns from cached maps."""
-    return recipe(ground, data) | {"teacher": {"maps": str(maps)}}
+    """Returns the recipe of a student that learns from cached maps; s2.tar is for validation."""
+    return recipe(ground, {"val_shards": "day/s2.tar"} | data) | {"teacher": {"maps": str(maps)}}

@@ -143,12 +143,13 @@ def test_cache_shards_of_parts_of_a_shard_are_joined(ground, unbroken, tmp_path)
     with tarfile.open(shard) as archive:
         members = [(member.name, archive.extractfile(member).read()) for member in archive]
     write(shard, [(name.replace("d0/2", "other/2"), content) for name, content in members])
-    data = {"root": str(tmp_path / "data"), "val_shards": None}
+    data = {"root": str(tmp_path / "data")}
     for prefix in ("other", "d0"):
         node = recipe(ground, data | {"val_prefix": [prefix]}, **SIGMA)
         assert "1 frames, 0 there already, 1 to make" in cache(node, folder, "val")
     kept = _depths_in(folder / "day" / "s0.tar")
     assert list(kept) == ["d0/0.depth.png", "other/2.depth.png"]
+    node = recipe(ground, data, **SIGMA)
     assert "7 frames, 2 there already, 5 to make" in cache(node, folder)
     found = _depths_in(folder / "day" / "s0.tar")
     assert list(found) == ["d0/0.depth.png", "d0/1.depth.png", "other/2.depth.png"]

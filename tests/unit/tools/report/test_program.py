@@ -80,7 +80,10 @@ def test_report_of_several_data_sets_takes_one(tmp_path):
     assert len(content.validation.measured.frames) == len(names)
     assert findings._metric(content) == ([2, 4, 6, 8], [0.25, 0.125, 0.25 / 3, 0.0625])
     few = next(each for each in content.suggestions if "validation frames count" in each.symptom)
-    assert few.options == ("data.own.val_fraction=0.2",)
+    assert few.options == ()  # the fraction is 0.4 already
+    fraction = "data.own.val_fraction"
+    fewer = program.collect(where, recipe, [f"{fraction}=0.15"], torch.device("cpu"), "own")
+    assert (f"{fraction}=0.3",) in [each.options for each in fewer.suggestions]
     commands = dict(content.commands)
     for what in ("evaluate the best weights", "write this report again"):
         assert commands[what].endswith("--data-set own")
