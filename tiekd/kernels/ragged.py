@@ -1,13 +1,14 @@
-"""Target distributions of the DPM head for a sigma per pixel: each Gaussian in a window of bins.
+"""Target distributions of the DPM head, one Gaussian per pixel with a sigma of its own, in windows.
 
 With one sigma all windows have the same number of bins (`target.Windows`). With a map of sigmas,
 windows of one size would need the size of the largest sigma's window, which often has most of the
 bins. Here each Gaussian has its own number of bins. All windows are stored as one list of entries,
-one for each Gaussian and bin of its window, ordered by Gaussian.
+one for each Gaussian and bin of its window, ordered by Gaussian. This is for pixels of the head's
+output that have one Gaussian each: at stride 1 and with one teacher.
 
 Cost: about ten operations on the entries, of which there are e.g. 20 per pixel with sigma = 0.5 m
 and TIE-KD's 257 bins up to 80 m; temporary memory for ten numbers per entry. Not covered: GPUs,
-where the host would wait for the number of entries.
+where the host would wait for the number of entries; and mixtures (kernels/mixtures.py).
 """
 
 from typing import NamedTuple
@@ -31,15 +32,12 @@ class RaggedTarget(NamedTuple):
         cell: (T,) int32, the index of each entry's cell, 0 to P - 1, increasing.
         mass: (T,), the entry's mass, in the dtype of the bin edges.
         valid: (P,) bool, True for cells with a target.
-        overlap: True if several entries may have the same bin and cell, as in a mixture; the bin's
-            mass is then their sum.
     """
 
     bins: Tensor
     cell: Tensor
     mass: Tensor
     valid: Tensor
-    overlap: bool
 
     def select_cells(self, cells: slice) -> "RaggedTarget":
         """Returns the targets of some of the P cells, i.e. of some pixels of the head's output.
@@ -57,26 +55,21 @@ class RaggedTarget(NamedTuple):
             self.cell[some] - cells.start,
             self.mass[some],
             self.valid[cells],
-            self.overlap,
         )
 
-    def minus_entropy(self, num_bins: int) -> Tensor:
+    def minus_entropy(self, num_bins: int) -> Tensor:  # noqa: ARG002, as `Target` has it
         """Returns the negative entropy of each cell's target q, sum_k q_k log q_k with 0 log 0 = 0.
 
         A cell is a pixel of the head's output.
 
         Args:
-            num_bins: K, number of all bins.
+            num_bins: K, number of all bins, which isn't needed here.
 
         Returns:
             (P,), nats.
         """
         mass = self.mass
-        if self.overlap:
-            mass = mass.new_zeros(num_bins * len(self.valid))
-            mass.index_add_(0, self._flat_indices(), self.mass)
-        terms = mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass)
-        return terms.view(num_bins, -1).sum(0) if self.overlap else self._sum(terms)
+        return self._sum(mass.clamp_min(torch.finfo(mass.dtype).tiny).log_().mul_(mass))
 
     def expectation(self, values: Tensor) -> Tensor:
         """Returns the expectation under each cell's target distribution q, i.e. sum_k q_k values_k.
@@ -130,13 +123,13 @@ class RaggedTarget(NamedTuple):
 class RaggedWindows(NamedTuple):
     """Gaussians with individual sigmas, each restricted to a window of consecutive bins.
 
-    A pixel of the head's output (cell) has J Gaussians; the windows differ in their number of bins.
+    A pixel of the head's output has one Gaussian; the windows differ in their number of bins.
 
     Attributes:
-        centre: (B, J, h, w), each Gaussian's centre, metres, in the dtype of the bin edges.
-        sigma: (B, J, h, w), each Gaussian's standard deviation, metres.
-        first: (B, J, h, w) int32, index of each window's first bin.
-        num_bins: (B, J, h, w) int32, number of each window's bins, at least 2.
+        centre: (B, 1, h, w), each Gaussian's centre, metres, in the dtype of the bin edges.
+        sigma: (B, 1, h, w), each Gaussian's standard deviation, metres.
+        first: (B, 1, h, w) int32, index of each window's first bin.
+        num_bins: (B, 1, h, w) int32, number of each window's bins, at least 2.
     """
 
     centre: Tensor
@@ -152,8 +145,7 @@ class RaggedWindows(NamedTuple):
             rows: slice of rows of the head's output.
 
         Returns:
-            A `RaggedWindows` whose attributes are (P, J): J Gaussians for each of the P pixels in
-            these rows.
+            A `RaggedWindows` whose attributes are (P, 1), for the P pixels in these rows.
         """
         return RaggedWindows(*(t[image, :, rows].flatten(1).T for t in self))
 
@@ -198,12 +190,12 @@ def ragged_windows(centre: Tensor, sigma: Tensor, edges: Tensor) -> RaggedWindow
     """Restricts Gaussians with individual sigmas to the bins within REACH_SIGMAS of their centres.
 
     Args:
-        centre: (B, M, H, W), the Gaussians' centres, metres, in the dtype of edges.
-        sigma: (B, M, H, W), each Gaussian's standard deviation, metres.
+        centre: (B, 1, h, w), the Gaussians' centres, metres, in the dtype of edges.
+        sigma: (B, 1, h, w), each Gaussian's standard deviation, metres.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
 
     Returns:
-        A `RaggedWindows` with J = M: each Gaussian with its window of two or more consecutive bins.
+        A `RaggedWindows`: each Gaussian with its window of two or more consecutive bins.
     """
     inner = edges[1:-1]
     sigma = sigma.to(edges.dtype)

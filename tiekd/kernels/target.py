@@ -638,10 +638,15 @@ def _look_up(depth: Tensor, table: _Table | _SigmaTables) -> tuple[Tensor, Tenso
     means, centres = table.means, table.centres
     right = torch.searchsorted(means, depth.contiguous(), out_int32=True).clamp_(1, len(means) - 1)
     left = right - 1
-    low, high = means[left], means[right]
+    # Read the tables by index_select, which takes a third of the time of indexing by a tensor.
+    low, high, before, after = (
+        values.index_select(0, index.view(-1)).view_as(depth)
+        for values in (means, centres)
+        for index in (left, right)
+    )
     gap = (high - low).clamp_min_(torch.finfo(depth.dtype).tiny)
     fraction = (depth - low).div_(gap).clamp_(0, 1)
-    return torch.lerp(centres[left], centres[right], fraction), left
+    return torch.lerp(before, after, fraction), left
 
 
 def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
@@ -658,6 +663,11 @@ def _check_local_sigma(depth: Tensor, sigma: Tensor, edges: Tensor) -> None:
     Raises:
         RecipeError: sigma is too small at a valid depth, or not finite.
     """
+    # Search each depth's bin only if some sigma is smaller than the widest bin needs. NaN compares
+    # as False, so it is found below.
+    lowest, highest = (float(bound) for bound in sigma.aminmax())
+    if lowest >= float(edges.diff().max()) / 2 * (1 - WIDTH_SLACK) and highest < math.inf:
+        return
     bins = (torch.searchsorted(edges, depth.contiguous(), right=True) - 1).clamp_(0, len(edges) - 2)
     least = edges.diff()[bins] / 2
     bad = (depth > 0) & ~((sigma >= least * (1 - WIDTH_SLACK)) & (sigma < math.inf))

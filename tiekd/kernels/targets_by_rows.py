@@ -4,11 +4,13 @@ A cell is a pixel of the head's output; it covers stride x stride pixels of the 
 implementation of the DPM head in `kernels/chunked.py` calls this module with blocks of rows.
 
 If the target is `gaussian`, a cell's target is a mixture of Gaussians, each of which has mass only
-in a window, i.e. in a few consecutive bins. With a map of sigmas the windows differ in size, and
-are used on a CPU only (kernels/ragged.py). The Gaussian's centre and the first bin of every window
-are computed once per batch, the mass per bin only for the requested rows. Other targets, and
-Gaussians with mass in most of the bins, are computed densely, i.e. for all bins. Cost: two numbers
-per image pixel and Gaussian, and the mass in the windows of the requested rows.
+in a window, i.e. in a few consecutive bins. With several sigmas, i.e. a map of them or one for each
+teacher, the windows differ in size, and are used on a CPU only: kernels/ragged.py has single
+Gaussians and kernels/mixtures.py those of cells with several. The Gaussian's centre and the first
+bin of every window are computed once per batch, the mass per bin only for the requested rows. Other
+targets, and Gaussians of one sigma with mass in most of the bins, are computed densely, i.e. for
+all bins. Cost: two numbers per image pixel and Gaussian, and the mass in the windows of the
+requested rows; three numbers with several sigmas.
 """
 
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tiekd.kernels import reference
+from tiekd.kernels.mixtures import Mixtures, mixtures
 from tiekd.kernels.ragged import RaggedTarget, RaggedWindows, ragged_windows
 from tiekd.kernels.target import (
     DENSE_FROM,
@@ -112,8 +115,8 @@ class CellTargets:
 
     Args:
         depth: (B, M, H, W), depths of M teachers, metres, 0 where not valid.
-        sigma: standard deviation of the Gaussian around each depth, metres, a number or
-            (B, M, H, W).
+        sigma: standard deviation of the Gaussian around each depth, metres, a number, a tuple of
+            one number for each teacher, or (B, M, H, W).
         weight: (B, M, H, W), weights of the teachers in the target, or None for equal weights.
         edges: (K + 1,), edges of the depth bins, metres, increasing.
         target: "gaussian", or "released" for the target of TIE-KD's released code.
@@ -125,7 +128,7 @@ class CellTargets:
     def __init__(
         self,
         depth: Tensor,
-        sigma: float | Tensor,
+        sigma: float | tuple[float, ...] | Tensor,
         weight: Tensor | None,
         edges: Tensor,
         target: str,
@@ -150,10 +153,10 @@ class CellTargets:
             rows: slice of rows of the head's output; start and stop must be set.
 
         Returns:
-            A `Target`, or a `RaggedTarget` for a map of sigmas, with the rows' pixels in row-major
-            order. On a CPU the result is None if none of these pixels has a target. It is never
-            None on a GPU, where this check would force a host sync, nor for dense targets, which
-            are computed for all pixels in any case.
+            A `Target`, or a `RaggedTarget` for single Gaussians with a map of sigmas, with the
+            rows' pixels in row-major order. On a CPU the result is None if none of these pixels has
+            a target. It is never None on a GPU, where this check would force a host sync, nor for
+            dense targets of one sigma, which are computed for all pixels in any case.
         """
         if self.gaussians is None:
             pixels = slice(rows.start * self.stride, rows.stop * self.stride)
@@ -172,12 +175,10 @@ class CellTargets:
         if valid.device.type == "cpu" and not valid.any():
             return None
         if isinstance(windows, RaggedWindows):
-            gaussian, bins, mass = windows.select_rows(image, rows).entries(self.edges)
-            if share is None:
-                return RaggedTarget(bins, gaussian, mass, valid, overlap=False)
-            mass *= share[image, :, rows].flatten(1).T.flatten().index_select(0, gaussian)
-            cell = gaussian.div_(share.shape[1], rounding_mode="floor")
-            return RaggedTarget(bins, cell, mass, valid, overlap=True)
+            cell, bins, mass = windows.select_rows(image, rows).entries(self.edges)
+            return RaggedTarget(bins, cell, mass, valid)
+        if isinstance(windows, Mixtures):
+            return Target(None, windows.mass(image, rows, self.edges), valid)
         bins, mass = windows.mass(
             *(t[image, :, rows].flatten(1) for t in (windows.first, windows.centre))
         )
@@ -189,26 +190,36 @@ class CellTargets:
         return Target(bins, mass, valid, overlap=share is not None)
 
     @torch.no_grad()
-    def _gaussians(self) -> tuple[Windows | RaggedWindows, Tensor | None, Tensor] | None:
+    def _gaussians(
+        self,
+    ) -> tuple[Windows | RaggedWindows | Mixtures, Tensor | None, Tensor] | None:
         """Restricts each cell's J = stride * stride * M Gaussians to windows of consecutive bins.
 
         A cell is a pixel of the head's output. It covers stride x stride pixels of the image, each
         with the depths of M teachers. There is one Gaussian per pixel and teacher. Bins outside of
-        a Gaussian's window are treated as empty.
+        a window are treated as empty.
 
         Returns:
-            (windows, shares, valid): a `Windows`, or a `RaggedWindows` for a map of sigmas, whose
-            first bins and centres are (B, J, h, w); each Gaussian's weight in its cell's target,
-            (B, J, h, w), or None if J = 1, because all weights are 1 then; and (B, h, w) bool, True
-            for cells with a target. The result is None, i.e. no tuple, if the windows would have
-            most of the bins, or for a map of sigmas on a GPU.
+            (windows, shares, valid): a `Windows`, or with several sigmas a `RaggedWindows` (J = 1)
+            or `Mixtures`, whose maps are (B, J, h, w); for a `Windows`, each Gaussian's weight in
+            its cell's target, (B, J, h, w), or None if J = 1, because all weights are 1 then; and
+            (B, h, w) bool, True for cells with a target. The result is None, i.e. no tuple, if the
+            windows would have most of the bins, with one sigma for each teacher at a stride of 1,
+            or with several sigmas on a GPU.
         """
         maps = (self.depth, self.sigma, self.weight)
+        pixels = reference.pixels_of_cells(*maps, self.edges, self.beyond, self.stride)
+        if isinstance(self.sigma, Tensor | tuple):
+            # At a stride of 1, a few Gaussians with one sigma each are as fast densely.
+            few = self.stride == 1 and isinstance(self.sigma, tuple)
+            if few or self.depth.device.type != "cpu":
+                return None
+            if self.stride == 1 and self.depth.shape[1] == 1:
+                return self._single_gaussians(*next(pixels)[:2])
+            return self._mixtures(*zip(*pixels, strict=True))
         windows, parts, counted = [], [], []
-        for depth, sigma, weight in reference.pixels_of_cells(
-            *maps, self.edges, self.beyond, self.stride
-        ):
-            windows.append(self._windows(depth, sigma))
+        for depth, sigma, weight in pixels:
+            windows.append(gaussian_windows(depth, sigma, self.edges))
             if windows[-1] is None:
                 return None
             parts.append(
@@ -221,13 +232,10 @@ class CellTargets:
         # number of valid pixels.
         if len(windows) == 1:
             return windows[0], parts[0], counted[0][:, 0]
-        if isinstance(windows[0], RaggedWindows):
-            of_cell = RaggedWindows(*(torch.cat(maps, 1) for maps in zip(*windows, strict=True)))
-        else:
-            of_cell = windows[0]._replace(
-                first=torch.cat([w.first for w in windows], 1),
-                centre=torch.cat([w.centre for w in windows], 1),
-            )
+        of_cell = windows[0]._replace(
+            first=torch.cat([w.first for w in windows], 1),
+            centre=torch.cat([w.centre for w in windows], 1),
+        )
         num_valid = sum(valid.to(self.edges.dtype) for valid in counted)
         parts = [
             v / num_valid.clamp_min(1) * (1 if p is None else p)
@@ -235,25 +243,63 @@ class CellTargets:
         ]
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0
 
-    def _windows(self, depth: Tensor, sigma: float | Tensor) -> Windows | RaggedWindows | None:
-        """Restricts Gaussians, M per pixel of the head's output, to windows of a few bins each.
+    def _single_gaussians(
+        self, depth: Tensor, sigma: Tensor
+    ) -> tuple[RaggedWindows, None, Tensor] | None:
+        """Restricts the Gaussians of cells with one each to windows of consecutive bins, on a CPU.
 
-        The bins of a window are consecutive; all other bins are treated as empty.
+        A cell is a pixel of the head's output.
 
         Args:
-            depth: (B, M, h, w), the depths of M teachers at one image pixel per pixel of the head's
-                output, metres.
-            sigma: the Gaussians' standard deviation, metres, a number or (B, M, h, w).
+            depth: (B, 1, h, w), the depth of each cell, metres.
+            sigma: (B, 1, h, w), the Gaussians' standard deviation, metres.
 
         Returns:
-            A `Windows` if sigma is a number, a `RaggedWindows` if it is a tensor. None if all bins
-            must be computed, because the windows would have most of the bins or sigma is a tensor
-            on a GPU.
+            The result of `_gaussians`. None if the windows have most of the bins.
         """
-        if not isinstance(sigma, Tensor):
-            return gaussian_windows(depth, sigma, self.edges)
-        if depth.device.type != "cpu":
-            return None
-        sigma = sigma.expand(depth.shape)
         windows = ragged_windows(shifted_centre(depth, sigma, self.edges), sigma, self.edges)
-        return windows if windows.num_bins.double().mean() < DENSE_FROM * len(self.edges) else None
+        if windows.num_bins.double().mean() >= DENSE_FROM * len(self.edges):
+            return None
+        return windows, None, depth[:, 0] > 0
+
+    def _mixtures(
+        self,
+        depth: tuple[Tensor, ...],
+        sigma: tuple[Tensor, ...] | tuple[tuple[float, ...], ...],
+        weight: tuple[Tensor | None, ...],
+    ) -> tuple[Mixtures, None, Tensor]:
+        """Restricts the cells' mixtures of Gaussians to windows of consecutive bins, on a CPU.
+
+        A cell is a pixel of the head's output. The arguments are maps for one image pixel of each
+        cell, as `reference.pixels_of_cells` yields them, of all S = stride * stride image pixels.
+
+        Args:
+            depth: S maps (B, M, h, w), depths of M teachers, metres.
+            sigma: S maps (B, M, h, w), the Gaussians' standard deviation, metres; or S times the
+                same M numbers.
+            weight: S maps (B, M, h, w), weights of the teachers; or S times None.
+
+        Returns:
+            The result of `_gaussians`.
+        """
+        depth = torch.stack(depth, 1)
+        counted = (depth > 0).any(2, keepdim=True)
+        if isinstance(sigma[0], Tensor):
+            sigma = torch.stack(sigma, 1).expand_as(depth).flatten(1, 2)
+            centre = shifted_centre(depth.flatten(1, 2), sigma, self.edges)
+        else:
+            # Look up each teacher's centres by itself, because a table for its one sigma is faster.
+            teachers = zip(depth.unbind(2), sigma[0], strict=True)
+            centre = [shifted_centre(one, number, self.edges) for one, number in teachers]
+            centre = torch.stack(centre, 2).flatten(1, 2)
+            sigma = depth.new_tensor(sigma[0]).view(-1, 1, 1).expand_as(depth).flatten(1, 2)
+        # A cell's target is the mean over its valid image pixels. So each Gaussian is weighted by
+        # its weight in the pixel's mixture, divided by the number of valid pixels.
+        num_valid = counted.sum(1)
+        share = counted / num_valid[:, None].clamp_min(1).to(self.edges.dtype)
+        if depth.shape[2] > 1:
+            weight = None if weight[0] is None else torch.stack(weight, 1).flatten(0, 1)
+            of_pixel = component_weights(depth.flatten(0, 1), weight, self.edges.dtype)
+            share = share * of_pixel.view_as(depth)
+        windows = mixtures(centre, sigma, share.flatten(1, 2), self.edges)
+        return windows, None, num_valid[:, 0] > 0

@@ -1,6 +1,5 @@
 """Windows of different sizes: their mass per bin, and the numbers that a loss computes from it."""
 
-import pytest
 import torch
 
 from tiekd.kernels import ragged, targets_by_rows
@@ -29,11 +28,9 @@ def test_ragged_windows_hold_the_gaussians_mass():
     assert windows.num_bins.min() < 12 < windows.num_bins.max()
 
 
-@pytest.mark.parametrize("components", [1, 2])
-def test_ragged_target_equals_dense(monkeypatch, components):
+def test_ragged_target_equals_dense(monkeypatch):
     """Entropy, expectation and gradient of some of the cells are the dense target's."""
-    depth, sigma = (torch.cat([t, t.flip(2)][:components], 1) for t in maps())
-    arguments = depth, sigma, None, EDGES, "gaussian", "clamp", 1
+    arguments = *maps(), None, EDGES, "gaussian", "clamp", 1
     sparse = targets_by_rows.CellTargets(*arguments).target_of_rows(0, slice(1, 4))
     assert isinstance(sparse, ragged.RaggedTarget)
     monkeypatch.setattr(targets_by_rows, "DENSE_FROM", 0.0)

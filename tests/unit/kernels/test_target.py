@@ -280,7 +280,8 @@ def test_check_sigma_rejects_too_small():
     ):
         check_sigma(0.5, edges)
     depth = torch.full((1, 1, 2, 2), 40.0)
-    for sigma in (0.5, torch.full_like(depth, 0.5)):
+    one_small = torch.tensor([5.0, 5.0, 0.5, 5.0]).view(1, 1, 2, 2)
+    for sigma in (0.5, torch.full_like(depth, 0.5), one_small):
         with pytest.raises(
             RecipeError, match=r"0.5 m at a depth of 40 m .* \(>= 1.212 m is needed\)"
         ):
