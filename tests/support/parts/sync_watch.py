@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[3] / "tiekd"
 # that runs on CPUs only.
 ON_HOST = {("training/hooks/preemption.py", "_finish_reduction")}
 ON_HOST |= {("kernels/targets_by_rows.py", "target_of_rows")}
+ON_HOST |= {("kernels/mixtures.py", "mass")}
 ON_HOST |= {("kernels/target.py", "_check_local_sigma")}
 ON_HOST |= {("data/augment/resample.py", "resample")}
 NEED_VALUES = {
