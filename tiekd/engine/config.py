@@ -167,6 +167,8 @@ def resolve(config: dict, batch_size: int, clip_norm: float, world_size: int) ->
         if key not in ENGINE_KEYS:
             near = difflib.get_close_matches(key, ENGINE_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(ENGINE_KEYS)}"
+            if key == "zenflow":
+                hint = "DeepSpeed ignores it here; move it into zero_optimization, or remove it"
             raise RecipeError(f"engine config: unknown key {key!r}; {hint}")
         if not (key in _FROM_RECIPE and value == "auto"):
             check_value(value, ENGINE_KEYS[key], f"engine config: {key}")

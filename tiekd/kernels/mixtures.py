@@ -47,6 +47,7 @@ class Mixtures(NamedTuple):
     first: Tensor
     num_edges: Tensor
 
+    @torch.autocast("cpu", enabled=False)  # a user's loop may have it on in the backward pass
     def mass(self, image: int, rows: slice, edges: Tensor) -> Tensor:
         """Returns the mass in all bins of the mixtures in some rows of one image.
 

@@ -278,7 +278,8 @@ def frames_of(recipe: Recipe, split: str) -> Dataset:
     """Builds the dataset of a split's frames that need teacher maps.
 
     The training split includes frames without ground truth, and those that would be held out for
-    validation, because a run without validation trains on them too.
+    validation, because a run without validation trains on them too. It doesn't include those that
+    `data.val_shards` or `data.val_prefix` name.
 
     Args:
         recipe: the recipe, with overrides applied.

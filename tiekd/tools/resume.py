@@ -49,7 +49,7 @@ def run(given: Sequence[str], rest: Sequence[str], args: argparse.Namespace, pro
     # devices are those of the last launch.
     on_devices = options
     if starts and any(option.startswith("--num_gpus=") for option in given):
-        on_devices = with_visible_devices(options)
+        on_devices = with_visible_devices(options, takes_first=True)
     if given and "RANK" in os.environ:
         raise LaunchError(
             f"{given[0]}: a launcher has started this already; give its options before "

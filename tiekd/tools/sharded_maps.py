@@ -15,6 +15,7 @@ from tiekd.data.image_io import is_whole_depth_content
 from tiekd.data.shards import maps
 from tiekd.data.shards.maps import MapShard, Record
 from tiekd.data.shards.members import Members
+from tiekd.data.shards.scan import key_of
 from tiekd.distributed import comm
 from tiekd.errors import DataError, TeacherError
 
@@ -58,6 +59,8 @@ class ShardedMaps:
                 f"{self.folder}: holds {path.name}, and no manifest says that it has maps; give "
                 "another --out"
             )
+        if manifest is None:
+            return None
         return maps.mixed_forms(self.folder, self.shards, is_sharded)
 
     def missing(self) -> list[str]:
@@ -176,12 +179,19 @@ class ShardedMaps:
             record: Its record; None if it is unfinished.
         """
         images = self.frames.frames.images
+        recorded = {} if record is None else {key_of(name)[0]: name for name in record.images}
         for row in () if record is None else shard.rows.tolist():
-            known = record.images.get(self._name(row))
-            if known is not None and known[0] != images.sizes[row]:
+            name = self._name(row)
+            # Images of one key have one map, so `a/1.png` must not replace that of `a/1.jpg`.
+            other = recorded.get(key_of(name)[0], name)
+            if other != name:
                 raise DataError(
-                    maps.other_images(self.folder, self._name(row), known[0], images, row)
+                    f"the maps in {self.folder} were made of other shards: {other} there is {name} "
+                    f"in {images[row].shard}; give the maps of these shards"
                 )
+            known = record.images.get(name)
+            if known is not None and known[0] != images.sizes[row]:
+                raise DataError(maps.other_images(self.folder, name, known[0], images, row))
 
     def _counted(self, sources: Iterable[Iterator[Sequence[bytes]]]) -> Iterator[Sequence[bytes]]:
         """Yields the next item of each source in turn, and counts them for the progress."""

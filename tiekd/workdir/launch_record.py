@@ -111,13 +111,19 @@ class LaunchRecord:
                 is excluded, all is, or a machine is that the run didn't have, which is an error.
         """
         value = next((o.partition("=")[2] for o in given if o.startswith("--exclude=")), "")
+        if {option.split("=")[0] for option in given} & {"--include", "--num_nodes"}:
+            return list(given)
         left = dict(self.nodes)
         for part in value.split("@") if value else ():
             name, colon, slots = part.partition(":")
-            if name not in left:
+            excluded = slots.split(",") if colon else []
+            # Leave a wrong option as it is, since the launcher's options are checked later.
+            if name not in left or not all(slot.isdecimal() for slot in excluded):
                 return list(given)
-            gone = slots.split(",") if colon else [str(slot) for slot in left[name]]
-            left[name] = [slot for slot in left[name] if str(slot) not in gone]
+            gone = set(map(int, excluded)) if colon else set(left[name])
+            if max(gone, default=0) > max(self.nodes[name]):
+                return list(given)
+            left[name] = [slot for slot in left[name] if slot not in gone]
         devices = "@".join(
             f"{name}:{','.join(map(str, slots))}" for name, slots in left.items() if slots
         )

@@ -220,3 +220,18 @@ def _depths_in(shard: Path) -> dict[str, bytes]:
             for member in archive
             if "depth" in member.name
         }
+
+
+def test_cache_shards_refuse_another_image_of_a_key(ground, unbroken, tmp_path):
+    """`d1/4.jpg` in place of `d1/4.png` would take over its map."""
+    shutil.copytree(ground / "data", tmp_path / "data", ignore=NO_INDEX)
+    shard = tmp_path / "data" / "day" / "s1.tar"
+    with tarfile.open(shard) as archive:
+        members = [(member.name, archive.extractfile(member).read()) for member in archive]
+    write(shard, [(name.replace("d1/4.png", "d1/4.jpg"), content) for name, content in members])
+    before = files_of(unbroken / "day")
+    told = refused(
+        TeacherError, recipe(ground, {"root": str(tmp_path / "data")}, **SIGMA), unbroken
+    )
+    assert f"were made of other shards: d1/4.png there is d1/4.jpg in {shard}" in told
+    assert files_of(unbroken / "day") == before

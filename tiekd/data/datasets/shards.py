@@ -337,7 +337,7 @@ def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
             if not those.any():
                 raise DataError(
                     f"data.val_prefix: no key in {root} begins with {folder}; a key is such as "
-                    f"{table.names[0]}"
+                    f"{table.names[0]}; null removes the option"
                 )
             found |= those
         return found
@@ -346,7 +346,7 @@ def _validation(root: Path, index: Index, options: ShardsOptions) -> np.ndarray:
         if not any(chosen):
             raise DataError(
                 f"data.val_shards: no shard is called {options.val_shards}; they are such as "
-                f"{names[0]}"
+                f"{names[0]}; null removes the option"
             )
         return np.array(chosen)[table.images.shards]
     if not options.val_fraction:

@@ -73,12 +73,22 @@ def shards_of(images: Members, root: Path, folder: Path) -> list[MapShard]:
         images: The images of a data set's frames.
         root: The folder of the shards of images.
         folder: The folder of the maps.
+
+    Raises:
+        DataError: A shard of images isn't below `root`, so its maps would be outside of `folder`.
     """
     order = np.argsort(images.shards, kind="stable")
     used, starts = np.unique(images.shards[order], return_index=True)
+    places = [Path(os.path.relpath(images.paths[shard], root)) for shard in used.tolist()]
+    outside = next((place for place in places if ".." in place.parts), None)
+    if outside is not None:
+        raise DataError(
+            f"data.shards: {outside} isn't below data.root ({root}), so there is no place for its "
+            "maps; set data.root to a folder that holds all shards"
+        )
     return [
-        MapShard(folder / os.path.relpath(images.paths[shard], root), rows)
-        for shard, rows in zip(used.tolist(), np.split(order, starts[1:]), strict=True)
+        MapShard(folder / place, rows)
+        for place, rows in zip(places, np.split(order, starts[1:]), strict=True)
     ]
 
 
@@ -258,10 +268,13 @@ def are_read_as_images(shards: Sequence[MapShard], root: Path, pattern: str) -> 
         parts = PurePosixPath(os.path.relpath(os.path.realpath(shard.path), real_root)).parts
         if parts[0] == "..":
             continue
+        patterns = wanted
         if "**" in wanted:
-            parts, patterns = parts[-1:], wanted[-1:]
-        else:
-            patterns = wanted
+            # Compare the folders before `**`, and the file.
+            count = wanted.index("**")
+            if len(parts) <= count:
+                continue
+            parts, patterns = (*parts[:count], parts[-1]), (*wanted[:count], wanted[-1])
         if len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns)):
             return True
     return False
@@ -288,11 +301,12 @@ def write(
             rows[name] = [size]
             for ending, content in zip((DEPTH_ENDING, SIGMA_ENDING), contents, strict=False):
                 yield _member_name(name, ending), content
+        # Remove the record of an older shard before that is replaced, so that it never stands
+        # beside a new one. Up to here an interrupted job leaves both as they were.
+        shard.record.unlink(missing_ok=True)
 
     try:
         shard.path.parent.mkdir(parents=True, exist_ok=True)
-        # Remove the record of an older shard first, so that it never stands beside a new one.
-        shard.record.unlink(missing_ok=True)
         offsets = write_shard(shard.path, members())
         for name, row in rows.items():
             for ending in (DEPTH_ENDING, SIGMA_ENDING):

@@ -14,8 +14,9 @@ from tiekd.errors import RecipeError
 
 # Keys that a fold sets by its own keys train and val.
 _LISTS = ("data.train_split", "data.val_split")
-# Keys that select another teacher: the merge of recipes then drops keys of the earlier one.
-_ANOTHER_TEACHER = ("teacher.name", "teacher.recipe")
+# Keys that say which teacher it is. The merge of recipes drops some of an earlier teacher's keys if
+# one of these is set.
+_ANOTHER_TEACHER = ("teacher.name", "teacher.recipe", "teacher.checkpoint", "teacher.maps")
 
 
 def keys_of(override: str) -> list[str]:
@@ -117,7 +118,7 @@ def _other_teacher(
 
     `teacher=null` removes the fold's teacher. A teacher that the row sets beside it, by other keys
     than the fold's or as `teachers`, would be one for all folds. So would one that the row sets by
-    `teacher.name` or `teacher.recipe`, which drop earlier keys such as `teacher.checkpoint`.
+    such a key as `teacher.recipe` or `teacher.checkpoint`, if the fold sets another of these.
 
     Args:
         of_fold: the fold's dotted keys for this row.
@@ -127,7 +128,7 @@ def _other_teacher(
     others: tuple[str, ...] = ()
     if "teacher" in of_row and _of_teacher(of_fold):
         others = ("teacher.", "teachers")
-    elif _of_teacher(of_all_rows):
+    elif any(key in _ANOTHER_TEACHER for key in of_all_rows):
         others = _ANOTHER_TEACHER
     return next((key for key in of_row if key.startswith(others)), None)
 

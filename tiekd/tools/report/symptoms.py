@@ -141,7 +141,7 @@ def few_frames(found: Findings) -> Suggestion | None:
     # Suggest no fraction beside split files, which decide alone which frames are held out.
     is_listed = any(key in data for key in ("train_split", "val_split"))
     fraction = data.get("val_fraction", 0.1)
-    if data.get("name") == "folder" and not is_listed and fraction <= _LARGEST_FRACTION / 2:
+    if data.get("name") == "folder" and not is_listed and 0 < fraction <= _LARGEST_FRACTION / 2:
         options = (f"data.val_fraction={2 * fraction:g}",)
     return Suggestion(
         f"Only {found.frames} validation frames count.",

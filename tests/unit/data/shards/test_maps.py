@@ -225,6 +225,8 @@ def test_maps_places_that_are_read_as_images(root, tmp_path):
         ("data/kd", "train/*.tar", False),
         ("data/kd", "**/*.tar", True),
         ("data/kd", "**/train-*.tar", False),
+        ("data/kd", "train/**/*.tar", False),
+        ("data/kd", "kd/**/*.tar", True),
         ("data", "*.tar", True),
         ("data/kd/..", "*.tar", True),
         ("kd", "**/*.tar", False),
@@ -251,3 +253,24 @@ def test_maps_of_shards_that_are_wrong_are_named(root):
     assert refused(lambda: data[1]).startswith(told)
     assert Examined(data, None).facts([1])[0].faults[0][1].startswith(told)
     assert torch.equal(data[2].image, frames(root)[2].image)
+
+
+def test_maps_stay_if_writing_them_again_is_interrupted(root):
+    """A shard that is written again and isn't finished keeps its old maps and their record."""
+    shard = maps.shards_of(frames(root).frames.images, root, root / "kd")[0]
+    before = [path.read_bytes() for path in (shard.path, shard.record)]
+
+    def stopped():
+        yield [png(7), png(7)]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        maps.write(shard, [("day0/0000.png", 1), ("day0/0001.png", 1)], stopped())
+    assert [path.read_bytes() for path in (shard.path, shard.record)] == before
+
+
+def test_maps_of_shards_outside_of_the_root_are_refused(root):
+    """Their maps would be outside of the folder of maps, perhaps where the images are."""
+    images = frames(root).frames.images
+    told = refused(lambda: maps.shards_of(images, root / "kd", root / "maps"))
+    assert told.startswith("data.shards: ../s0.tar isn't below data.root")

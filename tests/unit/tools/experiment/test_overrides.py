@@ -52,6 +52,11 @@ def test_check_folds_refuses_a_row_that_selects_another_teacher(other):
     with pytest.raises(RecipeError, match="^rows.new.set: teacher.* gives a teacher in place of"):
         check(folds, {"new": [other]})
     check(folds, {"new": ["teacher.flip=true"]})
+    # Nor may a row give the weights of a fold's recipe; but a fold that gives no teacher is no bar.
+    recipes = [{"set": [f"teacher.recipe=t{place}.yaml"]} for place in (0, 1)]
+    with pytest.raises(RecipeError, match="^rows.new.set: teacher.checkpoint gives a teacher in"):
+        check(recipes, {"new": ["teacher.checkpoint=x.pth"]})
+    check([{"set": [f"teacher.sigma.calibration=c{n}"]} for n in (0, 1)], {"new": [other]})
     # What a fold sets for the row alone comes after the row's overrides.
     check([{"rows": {"new": each["set"]}} for each in folds], {"new": [other]})
 
