@@ -101,12 +101,6 @@ def select(
         return ["--num_gpus", str(count)], {}
     # Translate UUIDs to device numbers, since the launcher accepts only numbers.
     names = [name.strip() for name in listed.rstrip(" ,").split(",")]
-    slots = len(there) or int(environment.get("LOCAL_SIZE") or 0)
-    # Without a GPU the ranks run on the CPU, and device numbers have no meaning. Return only the
-    # number of ranks.
-    on_cpu = not slots and not any(map(os.path.exists, _OF_GPUS))
-    if on_cpu and all(re.fullmatch(r"\d+", name, re.ASCII) for name in names):
-        return ["--num_gpus", str(count)], {}
     if len(names) != count:
         raise Refused(
             f"{called} is {count}, but CUDA_VISIBLE_DEVICES={listed} lists {len(names)}; make them "
@@ -115,10 +109,15 @@ def select(
     numbers = [_number(name, listed, there) for name in names]
     if len(set(numbers)) < len(numbers):
         raise Refused(f"CUDA_VISIBLE_DEVICES={listed} lists a device twice; list each once")
+    slots = len(there) or int(environment.get("LOCAL_SIZE") or 0)
     if there and max(numbers) >= slots:
         raise Refused(
             f"CUDA_VISIBLE_DEVICES={listed}: this machine has {slots} GPUs, 0 to {slots - 1}"
         )
+    # Without a GPU the ranks run on the CPU, and device numbers have no meaning. Return only the
+    # number of ranks.
+    if not slots and not any(map(os.path.exists, _OF_GPUS)):
+        return ["--num_gpus", str(count)], {}
     # The device numbers of UUIDs are nvidia-smi's, which sorts devices by PCI bus. CUDA's default
     # order is fastest first, so set CUDA's order to nvidia-smi's.
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if not all(map(str.isdecimal, names)) else {}

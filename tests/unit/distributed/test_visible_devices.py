@@ -126,11 +126,3 @@ def test_launcher_options_refuse_a_mig_device():
     """The launcher can't select one; the advice isn't to give a number, which is another slice."""
     with pytest.raises(visible_devices.Refused, match="can't select a MIG device; unset the var"):
         visible_devices.in_options(["--num_gpus=1"], {"CUDA_VISIBLE_DEVICES": "MIG-a"})
-
-
-def test_launcher_options_on_a_cpu_have_no_devices(monkeypatch):
-    """Without a GPU device numbers mean nothing, so they needn't be as many as the ranks."""
-    monkeypatch.setattr(visible_devices, "_uuids", lambda: [])
-    monkeypatch.setattr(visible_devices, "_OF_GPUS", ())
-    given = {"CUDA_VISIBLE_DEVICES": "0"}
-    assert visible_devices.in_options(["--num_gpus=2"], given) == (["--num_gpus", "2"], {})
