@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.kernels.ragged import REACH_SIGMAS
+from tiekd.kernels.ragged import REACH_SIGMAS, edges_within
 
 # Number of groups of cells with windows of about the same size that are computed together, and the
 # maximum bytes of one number for each of a group's Gaussians and edges.
@@ -131,11 +131,9 @@ def mixtures(centre: Tensor, sigma: Tensor, share: Tensor, edges: Tensor) -> Mix
     counted = share > 0
     lowest = torch.where(counted, centre - reach, torch.inf).amin(1)
     highest = torch.where(counted, centre + reach, -torch.inf).amax(1)
-    # Find the first and last edge within reach of each cell's centres. A window gets at least one
-    # edge, even if the nearest edge is out of reach or if the cell has no target.
-    first = torch.searchsorted(inner, lowest, out_int32=True).clamp_(max=len(inner) - 1)
-    stop = torch.searchsorted(inner, highest, right=True, out_int32=True)
+    # A cell without a target gets a window, too.
+    first, num_edges = edges_within(inner, lowest, highest)
     # Replace what other Gaussians have: sigma may be NaN there, and NaN times a share of 0 is NaN.
     centre = torch.where(counted, centre, 0)
     per_metre = torch.where(counted, 0.5**0.5 / sigma, 0)
-    return Mixtures(centre, per_metre, share, first, (stop - first).clamp_min_(1))
+    return Mixtures(centre, per_metre, share, first, num_edges)

@@ -200,8 +200,20 @@ def ragged_windows(centre: Tensor, sigma: Tensor, edges: Tensor) -> RaggedWindow
     inner = edges[1:-1]
     sigma = sigma.to(edges.dtype)
     reach = sigma * REACH_SIGMAS[edges.dtype]
-    # Find the first and last edge within reach of each centre. A window gets at least one edge,
-    # even if the nearest edge is out of reach.
-    first = torch.searchsorted(inner, centre - reach, out_int32=True).clamp_(max=len(inner) - 1)
-    stop = torch.searchsorted(inner, centre + reach, right=True, out_int32=True)
-    return RaggedWindows(centre, sigma, first, (stop - first).clamp_min_(1) + 1)
+    first, num_edges = edges_within(inner, centre - reach, centre + reach)
+    return RaggedWindows(centre, sigma, first, num_edges + 1)
+
+
+def edges_within(inner: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first edge and the number of edges from `lowest` to `highest`, both int32.
+
+    A window gets at least one edge, even if the nearest edge is outside of it.
+
+    Args:
+        inner: (K - 1,), the edges between the depth bins, metres, increasing.
+        lowest: the smallest depth of each window, metres.
+        highest: the largest depth of each window, metres, of the same shape as `lowest`.
+    """
+    first = torch.searchsorted(inner, lowest, out_int32=True).clamp_(max=len(inner) - 1)
+    stop = torch.searchsorted(inner, highest, right=True, out_int32=True)
+    return first, (stop - first).clamp_min_(1)

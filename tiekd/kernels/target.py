@@ -436,7 +436,7 @@ class _SigmaTables(NamedTuple):
         """
         wanted = depth.double().clamp(self.lowest, self.highest)
         sigma = sigma.double()
-        right = torch.searchsorted(self.sigmas, sigma).clamp_(1, len(self.sigmas) - 1)
+        right = torch.searchsorted(self.sigmas, sigma.contiguous()).clamp_(1, len(self.sigmas) - 1)
         narrow, wide = self.sigmas[right - 1], self.sigmas[right]
         right = right.double()
         narrower = _look_up(wanted + (right - 1) * self.shift, self)[0]
