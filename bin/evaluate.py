@@ -42,6 +42,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--mean-map", action="store_true", help="compare with the mean training depth"
     )
+    parser.add_argument(
+        "--floors",
+        action="store_true",
+        help="compare with depth that ignores the image: best constant, median, median map",
+    )
     trained = "evaluate although all validation frames were trained on"
     parser.add_argument("--on-trained", action="store_true", help=trained)
     parser.add_argument(

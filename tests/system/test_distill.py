@@ -18,6 +18,7 @@ from support import programs, recipes
 
 from tiekd.config import shipped
 from tiekd.config.recipe_yaml import dump
+from tiekd.evaluation import floors
 from tiekd.tools.distill import latency, plan, stages, teacher, work
 from tiekd.tools.distill.commands import Commands, ProgramResult
 
@@ -114,6 +115,7 @@ def test_distill_continues_and_equals_recipe(rides, teacher_file, tmp_path, monk
     assert "a/x.bmp" in left_out
     figures = json.loads((out / "evaluation.json").read_text())
     assert figures["protocol"]["figures_are"].startswith("agreement with the teacher, not accuracy")
+    assert list(figures["networks"]) == [*floors.NAMES, "recipe"]
     assert (out / "student.pt2").is_file()
     # The recipe, run by hand, gives the same weights.
     command = [programs.ROOT / "bin" / "train.py", out / "recipe.yaml"]
@@ -171,7 +173,7 @@ def test_distill_equals_unbroken_after_kills(rides, teacher_file, tmp_path):
         figures = json.loads((out / "evaluation.json").read_text())["networks"]
         made[name] = {
             "weights": weights(next((out / "run").glob("best_*.pth"))),
-            "figures": next(iter(figures.values()))["metrics"],
+            "figures": {name: each["metrics"] for name, each in figures.items()},
             "rows": (out / "evaluation.csv").read_bytes(),
             "export": next(out.glob("student.*")).read_bytes(),
         }

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
-from tiekd.data.loading.loader import Loading, validation_batches
+from tiekd.data.loading.loader import ALL_BATCHES, Loading, validation_batches
 from tiekd.data.loading.sampler import RankShare
 from tiekd.data.resize import Resize
 from tiekd.data.target import Target, mean_depth
@@ -73,6 +73,7 @@ class Reference:
         device: torch.device,
         loading: Loading,
         resize: Resize,
+        share: RankShare = ALL_BATCHES,
     ) -> Iterator[tuple[list[int], Batch]]:
         """Yields the student's batches with the teacher's depth in the place of ground truth.
 
@@ -80,13 +81,13 @@ class Reference:
         time; for several teachers, once for each further size.
 
         Args:
-            batches: this rank's batches for the student: (indices of the frames in `dataset`,
-                batch).
+            batches: batches for the student: (indices of the frames in `dataset`, batch).
             dataset: the evaluation frames.
             batch_size: images per batch.
             device: the device of the batches.
             loading: number and timeout of each rank's data workers.
             resize: how the images in `batches` were resized.
+            share: the part of the frames that `batches` have.
 
         Yields:
             (indices, batch) for each of `batches`; the batch's `depth` is the teacher's depth at
@@ -97,7 +98,6 @@ class Reference:
         """
         needed = dict.fromkeys(each.resize for each in self.per_teacher or (self,))
         sizes = [size for size in needed if size not in (None, resize)]
-        share = RankShare(comm.rank(), comm.world_size())
         with ExitStack() as stack:
             others = [
                 stack.enter_context(

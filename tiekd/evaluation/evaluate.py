@@ -154,17 +154,18 @@ def evaluate(
     settings = protocol.settings
     # Compute the metrics of this rank's batches, at the ground truth's own size.
     indices, rows = [], []
+    share = RankShare(comm.rank(), comm.world_size())
     batches = validation_batches(
         dataset,
         settings.batch_size,
         device,
-        share=RankShare(comm.rank(), comm.world_size()),
+        share=share,
         loading=loading,
         resize=resize,
     )
     if protocol.reference is not None:
         batches = protocol.reference.targets(
-            batches, dataset, settings.batch_size, device, loading, resize
+            batches, dataset, settings.batch_size, device, loading, resize, share
         )
     for batch_indices, batch in _with_progress(
         batches, "frames", len(dataset), comm.world_size(), out

@@ -11,6 +11,9 @@ scene, i.e. of each recorded place, and then over the scenes. The grid has the s
 for any image size, because frames may differ in size, and sparse ground truth has few values at a
 single pixel.
 
+If the evaluation compares with the teacher, the teacher's depth takes the place of ground truth, in
+training frames, too. Then the median map is what a student would have learned that can't see.
+
 Medians are computed from histograms with logarithmic bins of 0.34 %, and are accurate to 0.2 %. So
 memory is 50 MB for any number of frames, and 16 KB for each scene. Cost: one pass over the depths
 of the training frames and one over those of the evaluated frames. If no training frame has ground
@@ -18,7 +21,7 @@ truth, there is neither a training median nor a median map.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TextIO
 
 import torch
@@ -27,8 +30,11 @@ from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from tiekd.console import Progress
+from tiekd.data.loading.loader import NO_WORKERS, validation_batches
+from tiekd.data.resize import OWN_SIZE
 from tiekd.errors import DataError
 from tiekd.evaluation import metrics
+from tiekd.evaluation.agreement import Reference
 from tiekd.evaluation.compare import EvaluatedPredictor
 from tiekd.evaluation.evaluate import EvaluationProtocol
 
@@ -57,18 +63,24 @@ def build(
     scene_of: Callable[[str], str],
     device: torch.device,
     out: TextIO | None = None,
+    reference_of: Callable[[Dataset], Reference] | None = None,
 ) -> Baselines:
     """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
+
+    It isn't collective: each rank that calls it reads all frames.
 
     Args:
         training: function that builds the data set of the training frames, whose `depth` is (1, H,
             W) metres, 0 where not measured. If it raises DataError, e.g. because no training frame
             has ground truth, the two baselines that need training depths are left out.
         evaluated: the evaluated frames.
-        protocol: the depth range and the crop of the evaluation.
+        protocol: the depth range and the crop of the evaluation, and the teacher that takes the
+            place of ground truth, if any.
         scene_of: the function from a frame's name to its scene.
-        device: the device of the predictors' depth.
+        device: the device of the predictors' depth, and of the teacher.
         out: text stream that receives the progress; None for no progress.
+        reference_of: function from the training frames to the teacher that takes the place of their
+            ground truth; None for ground truth.
 
     Returns:
         The predictors by name, and the reasons for those that can't be computed.
@@ -76,15 +88,19 @@ def build(
     Raises:
         DataError: no evaluated frame has ground truth between the protocol's min_depth and cap.
     """
-    maps = {NAMES[0]: _uniform_map(best_constant(evaluated, protocol, scene_of, out))}
+    truths = target_depths(evaluated, protocol.reference, device, "evaluated frames", out)
+    maps = {NAMES[0]: _uniform_map(best_constant(truths, protocol, scene_of))}
     left_out = {}
     try:
-        median, cells = measure(training(), protocol.min_depth, protocol.cap, out)
+        frames = training()
+        reference = None if reference_of is None else reference_of(frames)
+        depths = target_depths(frames, reference, device, "training frames", out)
+        median, cells = measure(depths, protocol.min_depth, protocol.cap)
         maps |= {NAMES[1]: _uniform_map(median), NAMES[2]: cells}
     except DataError as error:
         left_out = dict.fromkeys(NAMES[1:], str(error))
     predictors = {
-        name: EvaluatedPredictor(_ConstantMap(depth.to(device))) for name, depth in maps.items()
+        name: EvaluatedPredictor(ConstantMap(depth.to(device))) for name, depth in maps.items()
     }
     return Baselines(predictors, left_out)
 
@@ -93,7 +109,7 @@ def _uniform_map(depth: float) -> Tensor:
     return torch.full((1, 1, 1, 1), depth)
 
 
-class _ConstantMap:
+class ConstantMap:
     """A predictor that returns the same depth map for every image, resized to the image's size.
 
     Args:
@@ -104,26 +120,29 @@ class _ConstantMap:
         self.depth = depth
 
     def __call__(self, image: Tensor) -> Tensor:
+        """Returns the map resized bilinearly to the images' size, (B, 1, H, W) metres.
+
+        Args:
+            image: (B, ..., H, W); only its size is used.
+        """
         size = tuple(image.shape[-2:])
         depth = interpolate(self.depth, size, mode="bilinear", align_corners=False)
         return depth.expand(len(image), -1, -1, -1)
 
 
 def best_constant(
-    evaluated: Dataset,
+    depths: Iterable[tuple[str, Tensor]],
     protocol: EvaluationProtocol,
     scene_of: Callable[[str], str],
-    out: TextIO | None = None,
 ) -> float:
     """Returns the constant depth with the least abs_rel on the evaluated frames, metres.
 
     Here abs_rel is the mean over scenes of the mean over each scene's frames.
 
     Args:
-        evaluated: the evaluated frames.
+        depths: the name and the true depth, (H, W) metres, of each evaluated frame.
         protocol: the depth range and the crop of the evaluation.
         scene_of: the function from a frame's name to its scene.
-        out: text stream that receives the progress; None for no progress.
 
     Raises:
         DataError: no frame has ground truth in the range.
@@ -132,15 +151,15 @@ def best_constant(
     # Collect for each scene a histogram of its depths, each with a weight, and the number of its
     # frames with ground truth.
     scenes: dict[str, tuple[Tensor, int]] = {}
-    for name, depth in _depths(evaluated, "evaluated frames", out):
+    for name, depth in depths:
         rows, columns = metrics.crop_box(protocol.settings.crop, *depth.shape)
         depth = depth[rows, columns]
-        depths = depth[(depth > protocol.min_depth) & (depth < protocol.cap)].double()
-        if not len(depths):
+        values = depth[(depth > protocol.min_depth) & (depth < protocol.cap)].double()
+        if not len(values):
             continue
         # Weight each depth t of a frame with n depths by 1 / (t n). The weighted median c minimises
         # the mean over frames of the frame's mean |c - t| / t.
-        shares = torch.bincount(bins.of(depths), 1 / (depths * len(depths)), minlength=_BINS)
+        shares = torch.bincount(bins.of(values), 1 / (values * len(values)), minlength=_BINS)
         weights, count = scenes.get(scene_of(name), (0, 0))
         scenes[scene_of(name)] = (weights + shares, count + 1)
     # Divide each scene's weights by its number of frames, so that all scenes have the same
@@ -151,15 +170,15 @@ def best_constant(
 
 
 def measure(
-    training: Dataset, min_depth: float, cap: float, out: TextIO | None = None
+    depths: Iterable[tuple[str, Tensor]], min_depth: float, cap: float
 ) -> tuple[float, Tensor]:
     """Computes the median of all training depths, and that in each cell of a grid over the image.
 
     Args:
-        training: the training frames, whose `depth` is (1, H, W) metres, 0 where not measured.
+        depths: the name and the true depth of each training frame, (H, W) metres, 0 where not
+            measured.
         min_depth: exclusive lower bound of the depths that are used, metres.
         cap: exclusive upper bound of the depths that are used, metres.
-        out: text stream that receives the progress; None for no progress.
 
     Returns:
         (median, map): the median of all depths, metres; and the median in each of 48 x 64 cells
@@ -171,7 +190,7 @@ def measure(
     """
     bins = _Bins(cap)
     counts = torch.zeros(GRID[0] * GRID[1] * _BINS, dtype=torch.int32)
-    for _, depth in _depths(training, "training frames", out):
+    for _, depth in depths:
         valid = (depth > min_depth) & (depth < cap)
         rows, columns = valid.nonzero(as_tuple=True)
         cells = (rows * GRID[0] // depth.shape[0]) * GRID[1] + columns * GRID[1] // depth.shape[1]
@@ -190,25 +209,54 @@ def measure(
     return float(median), cells.float()[None, None]
 
 
-def _depths(frames: Dataset, noun: str, out: TextIO | None) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name and the ground truth of each frame, (H, W) metres, and shows the progress.
+def target_depths(
+    frames: Dataset,
+    reference: Reference | None,
+    device: torch.device,
+    noun: str,
+    out: TextIO | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the name and the true depth of each frame, (H, W) metres, and shows the progress.
 
     Frames without ground truth are skipped.
 
     Args:
         frames: the frames.
+        reference: the teacher whose depth takes the place of ground truth; None for ground truth.
+        device: the teacher's device.
         noun: what the frames are called in the progress, e.g. "training frames".
         out: text stream that receives the progress; None for no progress.
     """
     seen = 0
     progress = None if out is None else Progress(noun, len(frames), lambda: seen, out)
-    for index in range(len(frames)):
-        sample = frames[index]
-        if sample.depth is not None:
-            yield sample.name, sample.depth[0]
+    truths = _ground_truths(frames) if reference is None else _taught(frames, reference, device)
+    for name, depth in truths:
+        if depth is not None:
+            yield name, depth[0]
         seen += 1
         if progress is not None:
             progress.update()
+
+
+def _ground_truths(frames: Dataset) -> Iterator[tuple[str, Tensor | None]]:
+    for index in range(len(frames)):
+        sample = frames[index]
+        yield sample.name, sample.depth
+
+
+def _taught(
+    frames: Dataset, reference: Reference, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields the name of each frame and the teacher's depth at its own size, (1, H, W) metres.
+
+    Args:
+        frames: the frames.
+        reference: the teacher.
+        device: the teacher's device.
+    """
+    batches = validation_batches(frames, 1, device)
+    for _, batch in reference.targets(batches, frames, 1, device, NO_WORKERS, OWN_SIZE):
+        yield batch.names[0], batch.depth[0].cpu()
 
 
 def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tiekd import files
 from tiekd.config.recipe import load_recipe
@@ -14,16 +14,19 @@ from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, least_size, read_folders
 from tiekd.data.build import build_dataset
 from tiekd.data.depth_values import check_range
+from tiekd.data.frame_table import spaced
 from tiekd.data.rank_consistency import check_same
 from tiekd.distributed import comm, process_group
 from tiekd.errors import LaunchError
-from tiekd.evaluation import compare, per_frame, report
+from tiekd.evaluation import compare, floors, per_frame, report
 from tiekd.evaluation.agreement import Reference
 from tiekd.teaching import build_teachers, with_checkpoints
 from tiekd.training.canonical import require_focals
 from tiekd.training.reference import reference_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import frame_pictures, panel
+
+_MAX_FLOOR_FRAMES = 4096  # largest number of training frames that are read for --floors
 
 
 def run(args: argparse.Namespace) -> None:
@@ -89,9 +92,26 @@ def run(args: argparse.Namespace) -> None:
         ]
         print("\n".join(told + remarks), flush=True)
     predictors = dict(networks)
+
+    def training() -> Dataset:
+        return build_dataset(data, "train", as_evaluated=True)
+
     if args.mean_map:
-        training = build_dataset(data, "train", as_evaluated=True)
-        predictors = {"mean map": compare.mean_map(training, device, sys.stderr), **networks}
+        predictors = {"mean map": compare.mean_map(training(), device, sys.stderr), **networks}
+    if args.floors:
+        found = floors.build(
+            lambda: _some(training()),
+            frames,
+            protocol,
+            lambda name: name,
+            device,
+            sys.stderr if comm.is_main() else None,
+            (lambda seen: teacher_reference(recipe, seen, device)) if scores_teacher else None,
+        )
+        predictors = {**found.predictors, **predictors}
+        if comm.is_main():
+            for name, reason in found.left_out.items():
+                print(f"Left out: {name}: {reason}", flush=True)
     # Evaluate each network; with --show-dir, write images of the last network's predictions.
     results = {}
     for name, predictor in predictors.items():
@@ -125,6 +145,15 @@ def run(args: argparse.Namespace) -> None:
         panel.write_panel(args.panel, frames, depth_functions, protocol.max_depth, device)
     for path in filter(None, (args.out, args.per_image, args.panel, args.show_dir)):
         print(f"Written: {path}")
+
+
+def _some(frames: Dataset) -> Dataset:
+    """Returns evenly spaced frames of a dataset, at most _MAX_FLOOR_FRAMES.
+
+    Args:
+        frames: the dataset.
+    """
+    return Subset(frames, spaced(len(frames), _MAX_FLOOR_FRAMES).tolist())
 
 
 def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
@@ -161,7 +190,8 @@ def _refuse_what_needs_truth(args: argparse.Namespace) -> None:
         if given:
             raise LaunchError(
                 f"{option}: needs ground truth, and evaluation.against is teacher; leave it out, "
-                "or --set evaluation.against=ground_truth (--show-dir draws the teacher's depth)"
+                "or --set evaluation.against=ground_truth (--show-dir draws the teacher's depth, "
+                "--floors compares with maps of it that ignore the image)"
             )
 
 

@@ -14,7 +14,7 @@ from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.sample import Sample
 from tiekd.data.target import Target
 from tiekd.errors import DataError, LaunchError, RecipeError
-from tiekd.evaluation import agreement, compare, per_frame, report
+from tiekd.evaluation import agreement, compare, floors, per_frame, report
 from tiekd.evaluation.agreement import LABEL, Reference
 from tiekd.evaluation.evaluate import EvaluationProtocol, EvaluationSettings, evaluate
 from tiekd.evaluation.metrics import depth_metrics
@@ -196,6 +196,31 @@ def test_evaluation_hook_labels_agreement(tmp_path):
     hook.reference = None
     hook._evaluate(state)
     assert state.teacher_comparison is None
+
+
+@pytest.mark.parametrize("resize", [None, RESIZE])
+def test_floors_against_teacher_are_of_its_maps(resize):
+    """The median map is that of the teacher's depth of training frames, also if it is run there."""
+
+    def teacher(batch):
+        if resize is None:
+            return batch.teacher_depth
+        near = batch.image[:, :1] * 0 + 4.0
+        near[..., near.shape[-1] // 2 :] = 9.0
+        return near
+
+    scored = protocol(depth=teacher, resize=resize)
+    found = floors.build(
+        Frames, Frames(), scored, lambda name: name, CPU, reference_of=lambda _: scored.reference
+    )
+    assert found.left_out == {}
+    depth = found.predictors["median map"].predict(torch.zeros(1, 3, 48, 64))
+    near = 5.0 if resize is None else 4.0  # 4, 5 and 6 m in the three maps
+    # The images have 12 x 20 pixels, so their pixel (5, 5) is in the cell (20, 16) of 48 x 64.
+    assert depth[0, 0, 20, 16] == pytest.approx(near, rel=4e-3)
+    assert depth[0, 0, 20, 60] == pytest.approx(9.0, rel=4e-3)
+    # The best constant minimises the error on the maps, too.
+    assert found.predictors["best constant"].predict(torch.zeros(1, 3, 2, 2))[0, 0, 0, 0] < 9.1
 
 
 def test_reference_sees_what_maps_are_made_of():

@@ -16,6 +16,10 @@ def frames(*depths):
     return [SimpleNamespace(depth=depth, name=str(i)) for i, depth in enumerate(depths)]
 
 
+def depths_of(*depths):
+    return [(str(i), depth[0]) for i, depth in enumerate(depths)]
+
+
 def each_its_own(name):
     """The scene of a frame is the frame."""
     return name
@@ -32,7 +36,7 @@ def test_best_constant_has_least_abs_rel(crop):
     depths = [1 + 30 * torch.rand(1, 48, 64) ** 2 for _ in range(4)]
     depths[2][:, 30:] = 0
     depths[3][:, :20] = 70.0
-    constant = floors.best_constant(frames(*depths), protocol(crop), each_its_own)
+    constant = floors.best_constant(depths_of(*depths), protocol(crop), each_its_own)
 
     def error(value):
         each = [
@@ -48,7 +52,7 @@ def test_best_constant_has_least_abs_rel(crop):
 def test_best_constant_minimises_mean_of_scene_means():
     """A scene with many frames weighs no more than another, nor one with frames without depth."""
     depths = [3.0, 0.0, *[5.0] * 6]
-    evaluated = frames(*(torch.full((1, 48, 64), depth) for depth in depths))
+    evaluated = depths_of(*(torch.full((1, 48, 64), depth) for depth in depths))
     by_scene = floors.best_constant(evaluated, protocol(), lambda name: "aabbbbbb"[int(name)])
     assert by_scene == pytest.approx(3.0, rel=4e-3)
     by_frame = floors.best_constant(evaluated, protocol(), each_its_own)
@@ -61,7 +65,7 @@ def test_measure_median_is_of_all_depths():
     depths = 1 + 30 * torch.rand(3, 1, 48, 64) ** 2
     depths[0, :, :5] = 0
     depths[1, :, :5] = 90
-    median, _ = floors.measure(frames(*depths), 0.1, 80.0)
+    median, _ = floors.measure(depths_of(*depths), 0.1, 80.0)
     valid = depths[(depths > 0) & (depths < 80)]
     assert median == pytest.approx(float(valid.median()), rel=4e-3)
 
@@ -73,7 +77,7 @@ def test_measure_map_is_median_of_each_place():
     depths[:, :, 7, 3] = 0  # no value in this cell
     depths[:, :, 9] = 0  # no value in this row
     depths[0, :, 0, 0] = 90.0  # beyond the cap
-    _, cells = floors.measure(frames(*depths), 0.1, 80.0)
+    _, cells = floors.measure(depths_of(*depths), 0.1, 80.0)
     assert cells[0, 0, 20, 20] == pytest.approx(float(depths[:, 0, 20, 20].median()), rel=4e-3)
     rest = depths[:, 0, 7]
     assert cells[0, 0, 7, 3] == pytest.approx(float(rest[rest > 0].median()), rel=8e-3)
@@ -127,7 +131,7 @@ def test_build_leaves_out_floors_without_training_depths():
 
 def test_floors_without_ground_truth_refused():
     """Frames without ground truth can't give a floor."""
-    nothing = frames(torch.zeros(1, 48, 64))
+    nothing = depths_of(torch.zeros(1, 48, 64))
     with pytest.raises(DataError, match="no training frame has ground truth between"):
         floors.measure(nothing, 0.1, 80.0)
     with pytest.raises(DataError, match="no evaluated frame has ground truth between"):

@@ -64,6 +64,7 @@ PROGRAMS = {
         lambda place: {
             **{"checkpoint": str(place / "w.pth"), "against": [], "split": "val"},
             **{"on_trained": True, "per_image": None, "panel": None, "mean_map": False},
+            **{"floors": False},
             **{"show_dir": place / "images", "out": None},
         },
     ),

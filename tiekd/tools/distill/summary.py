@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from tiekd import console
+from tiekd.evaluation import floors
 from tiekd.tools.distill import recipes
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.report import calibrated
@@ -86,14 +87,22 @@ def _with_launcher(command: str, ranks: int) -> str:
 def metrics_text(path: Path) -> str:
     """Returns the main metrics in a JSON file of bin/evaluate.py as text, such as "abs_rel 0.0912".
 
-    If the file has a label that says what the metrics mean, such as agreement with a teacher, it is
-    appended in parentheses.
+    The abs_rel of the median map of training depths, which ignores the image, follows if the file
+    has it. If the file has a label that says what the metrics mean, such as agreement with a
+    teacher, it is appended in parentheses.
 
     Args:
         path: The JSON file.
     """
     node = json.loads(path.read_text(encoding="utf-8"))
-    metrics = next(iter(node["networks"].values()))["metrics"]
+    # The student is the last network; before it come the baselines of --floors, if any.
+    *_, student = node["networks"].values()
+    metrics = student["metrics"]
     text = ", ".join(f"{name} {metrics[name]:.4f}" for name in _METRICS if name in metrics)
+    floor = node["networks"].get(floors.NAMES[-1])
+    if floor is not None:
+        text += (
+            f"; {floors.NAMES[-1]} of training frames: abs_rel {floor['metrics']['abs_rel']:.4f}"
+        )
     label = node.get("protocol", {}).get("figures_are")
     return text if label is None else f"{text} ({label})"

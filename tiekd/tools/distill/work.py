@@ -276,12 +276,12 @@ class Work:
     def evaluate(self) -> None:
         """Runs the stage `evaluate`: evaluates the best weights on the held-out images.
 
-        The metrics against the teacher are written to OUT/evaluation.json and, per image, to
-        evaluation.csv. If there is measured depth, metrics against it are written to
-        OUT/accuracy.json.
+        The metrics against the teacher, and those of baselines that ignore the image, are written
+        to OUT/evaluation.json and, per image, to evaluation.csv. If there is measured depth,
+        metrics against it are written to OUT/accuracy.json.
         """
         recipe, run = str(self.out / recipes.STUDENT), str(self.out / recipes.RUN)
-        plain = [recipe, run, "--out", str(self.out / f"{EVALUATION}.json")]
+        plain = [recipe, run, "--floors", "--out", str(self.out / f"{EVALUATION}.json")]
         plain += ["--per-image", str(self.out / f"{EVALUATION}.csv")]
         self._run("evaluate", plain)
         if self.plan.depth is None:

@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 from tiekd.data import least_size, trained_on
 from tiekd.data.build import DataSettings, build_dataset
 from tiekd.errors import UserError
+from tiekd.evaluation import floors
 from tiekd.evaluation.agreement import Reference
 from tiekd.evaluation.compare import EvaluatedPredictor
+from tiekd.evaluation.floors import ConstantMap
 from tiekd.tools.evaluate import teacher_reference
 from tiekd.tools.report import measure, shown_frames
 from tiekd.tools.report.content import Content, Evaluation
@@ -27,6 +29,7 @@ from tiekd.training.canonical import require_focals
 from tiekd.training.settings import Recipe
 
 _SAMPLE = 32  # largest number of training frames, and of frames compared with the teacher
+_MAP_SAMPLE = 256  # largest number of training frames of the median map
 
 
 def evaluate(content: Content, student: EvaluatedPredictor, device: torch.device) -> float | None:
@@ -61,31 +64,37 @@ def evaluate(content: Content, student: EvaluatedPredictor, device: torch.device
         if student.needs_focal:
             require_focals(frames, student.resize, "val")
         reference = teacher_reference(recipe, frames, device) if scores_teacher else None
+    except (UserError, OSError) as error:
+        left_out.append(f"Everything about validation frames: {error}")
+        return None
+    # Exclude validation frames from training frames by `held_out`.
+    names = held_out or [frame.name for frame in getattr(frames, "frames", ())] or None
+    training = seen = floor = None
+    with attempt(content, "The comparison with training frames"):
+        training = build_dataset(data, "train", as_evaluated=True, held_out=names)
+        seen = None if reference is None else teacher_reference(recipe, training, device)
+        floor = _median_map(training, seen, recipe, device)
+    try:
         content.validation = _measured(
-            student, frames, len(frames), recipe, "val", reference, device
+            student, (frames, len(frames)), recipe, "val", reference, device, floor
         )
     except (UserError, OSError) as error:
         left_out.append(f"Everything about validation frames: {error}")
         return None
     content.warnings += _warnings(content, frames)
-    # Evaluate some training frames in the same way. `held_out` excludes validation frames from
-    # them.
-    names = held_out or [frame.name for frame in getattr(frames, "frames", ())] or None
-    with attempt(content, "The comparison with training frames"):
-        training = build_dataset(data, "train", as_evaluated=True, held_out=names)
-        sample = measure.spaced(training, _SAMPLE)
-        seen = None if reference is None else teacher_reference(recipe, training, device)
-        content.training = _measured(student, sample, len(training), recipe, "train", seen, device)
+    # Evaluate some training frames in the same way.
+    if training is not None:
+        with attempt(content, "The comparison with training frames"):
+            sample = measure.spaced(training, _SAMPLE), len(training)
+            content.training = _measured(student, sample, recipe, "train", seen, device)
     # Also compare with the teacher if the metrics above are against ground truth. Use only some
     # frames, because running a teacher is slow.
     teacher_data = None if reference is None else (frames, reference)
     if not scores_teacher and recipe.teachers.is_given:
         with attempt(content, "The teacher's depth"):
             teacher_data = _build_teacher_data(recipe, data, names, device)
-            sample = measure.spaced(teacher_data[0], _SAMPLE)
-            content.agreement = _measured(
-                student, sample, len(frames), recipe, "val", teacher_data[1], device
-            )
+            sample = measure.spaced(teacher_data[0], _SAMPLE), len(frames)
+            content.agreement = _measured(student, sample, recipe, "val", teacher_data[1], device)
     # Draw the pictures last: frames are chosen by their metrics, and must be read again.
     with attempt(content, "Pictures of frames"):
         content.frame_pictures = shown_frames.draw(
@@ -102,32 +111,65 @@ def evaluate(content: Content, student: EvaluatedPredictor, device: torch.device
 
 def _measured(
     student: EvaluatedPredictor,
-    frames: Dataset,
-    num_split_frames: int,
+    chosen: tuple[Dataset, int],
     recipe: Recipe,
     split: str,
     reference: Reference | None,
     device: torch.device,
+    floor: ConstantMap | None = None,
 ) -> Evaluation:
     """Evaluates the student on some frames by the recipe's protocol.
 
     Args:
         student: The student.
-        frames: The frames.
-        num_split_frames: Number of frames of the split from which these frames were taken.
+        chosen: The frames, and the number of frames of the split from which they were taken.
         recipe: The recipe.
         split: The name of the frames' split, "train" or "val".
         reference: The teacher to compare with; None for ground truth.
         device: The student's device.
+        floor: A depth map that ignores the image, evaluated on the same frames; None for none.
 
     Returns:
         The results with the protocol.
     """
+    frames, num_split_frames = chosen
     protocol = replace(recipe.protocol(split), reference=reference)
     if not hasattr(frames, "image_sizes"):
         protocol = measure.one_by_one(protocol)
-    measured = measure.evaluate(student, frames, protocol, device, recipe.loading, sys.stderr)
+    measured = measure.evaluate(
+        student, frames, protocol, device, recipe.loading, sys.stderr, floor
+    )
     return Evaluation(measured, protocol, num_split_frames)
+
+
+def _median_map(
+    training: Dataset, reference: Reference | None, recipe: Recipe, device: torch.device
+) -> ConstantMap:
+    """Returns the median map of some training frames, a depth map that ignores the image.
+
+    They are at most _MAP_SAMPLE frames, or _SAMPLE if a teacher's network has to be run for them.
+
+    Args:
+        training: The training frames.
+        reference: The teacher whose depth takes the place of ground truth; None for ground truth.
+        recipe: The recipe.
+        device: The device of student and teacher.
+
+    Raises:
+        DataError: No training frame has depth in the recipe's range, or a frame can't be read.
+    """
+    parts = [] if reference is None else [*reference.per_teacher, reference]
+    is_run = any(each.resize is not None for each in parts)
+    protocol = recipe.protocol("train")
+    depths = floors.target_depths(
+        measure.spaced(training, _SAMPLE if is_run else _MAP_SAMPLE),
+        reference,
+        device,
+        "training frames",
+        sys.stderr,
+    )
+    _, cells = floors.measure(depths, protocol.min_depth, protocol.cap)
+    return ConstantMap(cells.to(device))
 
 
 def _build_teacher_data(

@@ -38,6 +38,7 @@ def findings_of(content: Content, focal: float | None) -> Findings:
         reliability=measured.reliability,
         is_calibrated=content.records.temperature is not None,
         excess_gain=math.nan if gain is None else gain,
+        floor_abs_rel=math.nan if measured.floor is None else measured.floor[_METRIC],
         trained_abs_rel=math.nan if trained is None else trained.measured.result.metrics[_METRIC],
         teacher_flip=statistics.median(flips) if flips else None,
         focal=focal,

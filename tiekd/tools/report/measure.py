@@ -27,6 +27,7 @@ from tiekd.data.resize import Resize
 from tiekd.evaluation import compare, metrics, sigma_quality
 from tiekd.evaluation.compare import EvaluatedPredictor, Result
 from tiekd.evaluation.evaluate import EvaluationProtocol
+from tiekd.evaluation.floors import ConstantMap
 from tiekd.evaluation.frame_figures import AlignedFigures, FrameFigures
 from tiekd.evaluation.sigma_quality import SigmaFigures, SigmaFrame
 from tiekd.models.network import Network
@@ -71,6 +72,8 @@ class Measured(NamedTuple):
         reliability: How large the excess width is compared with the errors; None for a head without
             a distribution, or if no pixel was evaluated.
         pixels: The sampled pixels of some frames, with the excess width as sigma.
+        floor: The metrics of a depth map that ignores the image, on the same frames; None if no map
+            was given.
     """
 
     result: Result
@@ -81,6 +84,7 @@ class Measured(NamedTuple):
     excess: SigmaFigures | None
     reliability: Reliability | None
     pixels: list[SigmaFrame]
+    floor: dict[str, float] | None = None
 
 
 class WatchedPredictor:
@@ -197,6 +201,43 @@ class _Pixels:
                 self.kept[index] = _sample(*(each.cpu().numpy() for each in maps), index)
 
 
+class _Floor:
+    """A callback of an evaluation that computes the metrics of one depth map on the same frames.
+
+    Args:
+        predictor: The map as a predictor.
+        protocol: The evaluation's crop and depth range.
+    """
+
+    def __init__(self, predictor: ConstantMap, protocol: EvaluationProtocol):
+        self.predictor, self.protocol = predictor, protocol
+        self.rows: list[Tensor] = []
+
+    def __call__(self, _indices: list[int], batch: Batch, depth: Tensor, _rows: Tensor) -> None:
+        """Adds a batch that has just been evaluated.
+
+        Args:
+            _indices: Not used.
+            batch: The batch, whose `depth` is the target.
+            depth: (B, 1, H, W), the student's depth; only its size is used.
+            _rows: Not used.
+        """
+        protocol = self.protocol
+        self.rows.append(
+            metrics.depth_metrics(
+                self.predictor(depth),
+                batch.depth,
+                protocol.min_depth,
+                protocol.cap,
+                protocol.settings.crop,
+            )
+        )
+
+    def figures(self) -> dict[str, float]:
+        """Returns name -> mean over the frames, for each of METRIC_NAMES."""
+        return metrics.aggregate(torch.cat(self.rows).cpu().double())
+
+
 def evaluate(
     student: EvaluatedPredictor,
     frames: Dataset,
@@ -204,6 +245,7 @@ def evaluate(
     device: torch.device,
     loading: Loading,
     stream: TextIO,
+    floor: ConstantMap | None = None,
 ) -> Measured:
     """Evaluates a student on all frames of a dataset.
 
@@ -214,6 +256,7 @@ def evaluate(
         device: The student's device.
         loading: Number and timeout of data workers.
         stream: Text stream that receives the progress.
+        floor: A depth map that ignores the image, to be evaluated in the same pass; None for none.
 
     Returns:
         The metrics and other measurements.
@@ -225,7 +268,8 @@ def evaluate(
     pixels = _Pixels(predictor, protocol, student.resize, len(frames))
     aligned = AlignedFigures(protocol.min_depth, protocol.cap, protocol.settings.crop)
     watched = student._replace(predict=predictor)
-    watchers = [aligned, pixels]
+    baseline = None if floor is None else _Floor(floor, protocol)
+    watchers = [aligned, pixels, *([] if baseline is None else [baseline])]
     result = compare.evaluate(watched, frames, protocol, device, loading, stream, watchers)
     kept = [pixels.kept[index] for index in sorted(pixels.kept)]
     has_excess = predictor.spread is not None
@@ -238,6 +282,7 @@ def evaluate(
         sigma_quality.measure(kept, protocol.max_depth) if has_excess else None,
         reliability(kept) if has_excess else None,
         kept,
+        None if baseline is None else baseline.figures(),
     )
 
 

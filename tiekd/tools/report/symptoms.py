@@ -28,6 +28,7 @@ _GAP = 1.3  # largest unremarkable abs_rel of validation / that of training fram
 _FLIP = 0.05  # largest unremarkable relative change of depth by mirroring
 _STILL_BETTER = 0.02  # smallest remarkable improvement in the last third of training
 _OUTLIER = 4.0  # largest unremarkable abs_rel of the worst / of the median frame
+_FLOOR_SHARE = 0.8  # abs_rel / that of the median map, above which it is remarkable
 _LEAST_FRAMES = 8  # smallest number of frames whose mean error can be trusted
 _LARGEST_FRACTION = 0.5  # largest fraction of the frames that is suggested for validation
 _LARGER = 1.5  # factor by which a larger input size is suggested
@@ -79,6 +80,7 @@ class Findings:
         is_calibrated: True if the weights hold a temperature.
         excess_gain: Upper bound of the sparsification gain of the excess width: 1 if pixels with
             larger errors have a larger width, 0 by chance.
+        floor_abs_rel: abs_rel of the median map of training frames, which ignores the image.
         trained_abs_rel: abs_rel on training frames.
         teacher_flip: Change of the teacher's depth if the image is mirrored, as a fraction.
         focal: Median focal length of the frames in pixels of the student's input; None if the focal
@@ -99,6 +101,7 @@ class Findings:
     reliability: Reliability | None = None
     is_calibrated: bool = False
     excess_gain: float = math.nan
+    floor_abs_rel: float = math.nan
     trained_abs_rel: float = math.nan
     teacher_flip: float | None = None
     focal: float | None = None
@@ -148,6 +151,29 @@ def few_frames(found: Findings) -> Suggestion | None:
         "Figures of so few frames change by chance from run to run. Hold more frames out, of other "
         "places than the training frames (data.val_split, or data.val_fraction).",
         options,
+    )
+
+
+def near_floor(found: Findings) -> Suggestion | None:
+    """Suggests to check the data if the student is hardly better than a map without an image.
+
+    Args:
+        found: The measurements of the run.
+
+    Returns:
+        The suggestion; None if abs_rel is at most _FLOOR_SHARE of that of the median map, or either
+        isn't known.
+    """
+    if not found.abs_rel > _FLOOR_SHARE * found.floor_abs_rel:
+        return None
+    return Suggestion(
+        f"abs_rel is {found.abs_rel:.4f}, and that of the median map, which ignores the image, "
+        f"{found.floor_abs_rel:.4f}: the student has learned little from images.",
+        "Look at the frames below: does the depth belong to the image? "
+        f"{console.command('check_data')} and {console.command('audit_teacher')} find maps of "
+        "other images. Otherwise train longer, or begin with weights of ImageNet "
+        "(network.encoder.pretrained). In a place where all images look alike, a map is hard to "
+        "beat.",
     )
 
 
@@ -471,6 +497,7 @@ def weak_student(found: Findings) -> Suggestion | None:
 
 RULES: tuple[Callable[[Findings], Suggestion | None], ...] = (
     few_frames,
+    near_floor,
     still_improving,
     overfitting_gap,
     wrong_scale,

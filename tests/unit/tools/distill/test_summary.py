@@ -22,6 +22,16 @@ def test_summary_labels_agreement(tmp_path):
     assert "OMP_NUM_THREADS=2" in text
 
 
+def test_summary_has_floor_beside_student(tmp_path):
+    """The figures are the student's, and the map that ignores the image stands beside them."""
+    networks = {"median map": 0.4, "recipe": 0.1}
+    node = {"networks": {name: {"metrics": {"abs_rel": x}} for name, x in networks.items()}}
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(node))
+    told = summary.metrics_text(path)
+    assert told == "abs_rel 0.1000; median map of training frames: abs_rel 0.4000"
+
+
 def test_summary_says_how_confidence_is_calibrated(tmp_path):
     """The temperature stands with the calibration error before and after, or that there is none."""
     plan = plans.new({"images": "/x", "teacher": {}, "epochs": 1}, threads=2)

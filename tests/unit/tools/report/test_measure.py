@@ -8,6 +8,8 @@ from support.recipes import STUDENT
 
 from tiekd.data.loading.loader import Loading
 from tiekd.evaluation.compare import EvaluatedPredictor
+from tiekd.evaluation.evaluate import evaluate
+from tiekd.evaluation.floors import ConstantMap
 from tiekd.evaluation.sigma_quality import SigmaFrame
 from tiekd.models import flip
 from tiekd.models.build import build_network
@@ -68,6 +70,17 @@ def test_evaluate_measures_bias_over_pixels_that_count():
     assert found.sizes == {(12, 20): 7}
     assert found.flip == 0.0
     assert (found.excess, found.reliability, found.pixels) == (None, None, [])
+
+
+def test_evaluate_scores_floor_on_same_frames():
+    """A map that ignores the image gets the metrics that it would get as a predictor."""
+    student = EvaluatedPredictor(flip.Predictor(Wall(), True))
+    loading, floor = Loading(workers=0), ConstantMap(torch.full((1, 1, 1, 1), 20.0))
+    scored = protocol(batch_size=3)
+    found = measure.evaluate(student, Frames(), scored, CPU, loading, None, floor)
+    wanted = evaluate(floor, Frames(), scored, CPU)
+    assert found.floor == pytest.approx(wanted, rel=1e-9)
+    assert found.floor["abs_rel"] != found.result.metrics["abs_rel"]
 
 
 def test_evaluate_keeps_a_bounded_sample(network, monkeypatch):

@@ -46,6 +46,7 @@ HEALTHY = Findings(
     mid_air=0.1,
     reliability=sigma(1.1),
     excess_gain=0.5,
+    floor_abs_rel=0.4,
     trained_abs_rel=0.07,
     teacher_flip=0.01,
     metric=([1, 2, 3, 4, 5, 6], [0.2, 0.1, 0.082, 0.081, 0.08, 0.0805]),
@@ -53,6 +54,7 @@ HEALTHY = Findings(
 )
 PLANTED = {
     "few_frames": ({"frames": 5}, ("data.val_fraction=0.2",), "Only 5 "),
+    "near_floor": ({"floor_abs_rel": 0.099}, (), "0.0800, and that of the median map"),
     "still_improving": (
         {"metric": ([1, 2, 3, 4, 5, 6], [0.2, 0.15, 0.12, 0.10, 0.09, 0.08])},
         ("train.epochs=24",),

@@ -4,6 +4,7 @@ Metrics have the same digits as in bin/evaluate.py.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -35,6 +36,9 @@ def errors_section(content: Content) -> list[Markup]:
         if other is not None:
             count = f"{len(other.measured.frames)} of {other.num_split_frames}"
             rows.append((f"{count} {what}", *_metric_cells(other)))
+    if found.measured.floor is not None:
+        what = f"the median map of {found.target} of training frames, which ignores the image"
+        rows.append((f"validation, {what}", *_cells(found.measured.floor)))
     head = ("frames", *(f"{key}{unit_of(key)}" for key in metrics.METRIC_NAMES))
     parts.append(table(head, rows, "Metrics, mean over images"))
     parts.append(_ranges(found))
@@ -57,7 +61,10 @@ def errors_section(content: Content) -> list[Markup]:
 
 
 def _metric_cells(found: Evaluation) -> list[str]:
-    values = found.measured.result.metrics
+    return _cells(found.measured.result.metrics)
+
+
+def _cells(values: Mapping[str, float]) -> list[str]:
     return [f"{values[name]:.4f}" for name in metrics.METRIC_NAMES]
 
 
