@@ -159,8 +159,8 @@ def _some(frames: Dataset) -> Dataset:
 def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     """Returns a recipe whose only data set is the one to evaluate.
 
-    If the recipe has several data sets, --data-set must name one. Values of --crop and --cap
-    replace those in the data set's `evaluation` section.
+    If the recipe has several data sets, --data-set must name one. Values of the command line, such
+    as --cap or --set evaluation.cap, replace those in the data set's `evaluation` section.
 
     Args:
         recipe: the recipe.
@@ -172,9 +172,12 @@ def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     own = recipe.one_set(args.data_set).recipe
     if not recipe.is_mixed:
         return own
-    given = {key: getattr(args, key) for key in ("crop", "cap") if getattr(args, key) is not None}
+    # --crop and --cap are overrides, too.
+    given = {text.split("=")[0] for text in args.overrides}
     whole = recipe.section("evaluation")
-    evaluation = own.section("evaluation") | {key: whole[key] for key in given}
+    evaluation = own.section("evaluation") | {
+        key: whole[key] for key in ("crop", "cap") if f"evaluation.{key}" in given and key in whole
+    }
     return Recipe(own.node | {"evaluation": evaluation})
 
 

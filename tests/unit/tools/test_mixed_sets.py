@@ -131,10 +131,10 @@ def test_evaluation_of_several_sets_asks_for_one(root, tmp_path):
     recipe = Recipe(mixed_sets.recipe(root, own={"evaluation": {"crop": "garg", "cap": 5}}))
     with pytest.raises(LaunchError, match="^--data-set: the recipe has several: own, maps"):
         evaluate.run(options(path))
-    args = options(path, data_set="own", crop=None, cap=None)
+    args = options(path, data_set="own")
     chosen = evaluate._of_one_set(recipe, args).evaluation
     assert (chosen.crop, chosen.cap) == ("garg", 5)
-    args.crop = "none"
+    args.overrides = ["evaluation.crop=none"]
     chosen = evaluate._of_one_set(recipe, args).evaluation
     assert (chosen.crop, chosen.cap) == ("none", 5)
 
