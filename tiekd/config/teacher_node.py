@@ -297,8 +297,8 @@ class TeacherList:
             recipe: The recipe as a dict, whose `data` isn't read.
 
         Raises:
-            RecipeError: There are both `teacher` and `teachers`, or a list of teachers has another
-                form.
+            RecipeError: There are both `teacher` and `teachers`, the section is empty, or a list of
+                teachers has another form.
         """
         one, several = recipe.get("teacher"), recipe.get("teachers")
         if several is not None:
@@ -308,7 +308,13 @@ class TeacherList:
                     keys=("teacher", "teachers"),
                 )
             return cls(_entries(several, "teachers"), "teachers")
-        if not isinstance(one, dict) or not one:
+        if one == {}:
+            # An override such as teacher.maps=null leaves it. Learning from the ground truth
+            # instead would go unnoticed.
+            raise RecipeError(
+                "teacher: is empty; give maps, recipe or name, or teacher=null for no teacher"
+            )
+        if not isinstance(one, dict):
             return cls()
         if one.get("name") != MEAN:
             return cls((TeacherNode(one),))

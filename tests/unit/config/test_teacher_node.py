@@ -252,6 +252,13 @@ def test_several_teachers_that_mean_nothing_are_refused(recipe, line):
         TeacherList.of(recipe).check()
 
 
+def test_empty_section_is_refused():
+    """teacher.maps=null leaves a section without a teacher, which isn't taken for none."""
+    with pytest.raises(RecipeError, match="^teacher: is empty; give .* or teacher=null for no"):
+        TeacherList.of({"teacher": {}})
+    assert not TeacherList.of({}).is_given
+
+
 def test_mean_is_no_anchor():
     """An anchor is one metric teacher."""
     with pytest.raises(RecipeError, match="^teacher.anchor.name: got 'average'; allowed: "):
