@@ -895,9 +895,17 @@ MUTANTS = [
     Mutant(
         "mass_below_a_ragged_window_lost",
         "tiekd.kernels.ragged",
-        "RaggedWindows.entries",
+        "entries_of_windows",
         "mass[start] = -tail[start] + above[start]",
         "mass[start] = 0",
+        ("tests/unit/kernels/test_ragged.py",),
+    ),
+    Mutant(
+        "entries_of_windows_ignore_shares",
+        "tiekd.kernels.ragged",
+        "entries_of_windows",
+        "len(gaussians[0]) > 1",
+        "False",
         ("tests/unit/kernels/test_ragged.py",),
     ),
     Mutant(

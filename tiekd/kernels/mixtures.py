@@ -1,15 +1,16 @@
-"""Target distributions of the DPM head that are mixtures of Gaussians with several sigmas.
+"""Target distributions of the DPM head that are Gaussians, or mixtures of them, of several sigmas.
 
 A pixel of the head's output (cell) has several Gaussians if it covers several image pixels, or if
 there are several teachers. Their windows of bins overlap mostly. So each cell has one window of
-consecutive bins here, which contains those of all its Gaussians, and the mixture's mass beyond each
-edge is summed before the mass in the bins is computed. Cells with windows of about the same size
-are computed together. The result is dense, i.e. it has all bins.
+consecutive bins here, which contains those of all its Gaussians. The mass in the bins is either
+dense, i.e. that in all bins, or a list of the mass in the windows (kernels/ragged.py). For a dense
+result, cells with windows of about the same size are computed together, and the mixture's mass
+beyond each edge is summed before the mass in the bins is computed.
 
-Cost: one erfc and three other operations for each Gaussian and each edge in its cell's window, e.g.
-16 Gaussians and 80 edges with stereo maps of streets at a stride of 4. Temporary memory: that of
-BYTES_AT_ONCE a few times, besides the result. Not covered: GPUs, where the host would wait for the
-sizes of the windows; and single Gaussians, which need no dense result (kernels/ragged.py).
+Cost of a dense result: one erfc and three other operations for each Gaussian and each edge in its
+cell's window, e.g. 16 Gaussians and 80 edges with stereo maps of streets at a stride of 4.
+Temporary memory: that of BYTES_AT_ONCE a few times, besides the result. Not covered: GPUs, where
+the host would wait for the sizes of the windows.
 """
 
 import math
@@ -18,8 +19,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tiekd.kernels.ragged import REACH_SIGMAS, edges_within
+from tiekd.kernels.ragged import entries_of_windows
+from tiekd.kernels.target import DENSE_FROM
 
+# Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty, for each
+# dtype. The mass there is below the rounding error of the dtype.
+REACH_SIGMAS = {torch.float32: 5.5, torch.float64: 8.5}
 # Number of groups of cells with windows of about the same size that are computed together, and the
 # maximum bytes of one number for each of a group's Gaussians and edges.
 NUM_GROUPS = 16
@@ -46,6 +51,31 @@ class Mixtures(NamedTuple):
     share: Tensor
     first: Tensor
     num_edges: Tensor
+
+    def are_narrow(self, edges: Tensor) -> bool:
+        """Returns True if windows have less than the fraction DENSE_FROM of all bins on average.
+
+        Args:
+            edges: (K + 1,), edges of the depth bins, metres.
+        """
+        return float(self.num_edges.double().mean()) + 1 < DENSE_FROM * len(edges)
+
+    @torch.autocast("cpu", enabled=False)  # a user's loop may have it on in the backward pass
+    def entries(self, image: int, rows: slice, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the mass in the windows of the mixtures in some rows of one image, as a list.
+
+        Args:
+            image: index of the image in the batch.
+            rows: slice of rows of the head's output.
+            edges: (K + 1,), edges of the depth bins, metres.
+
+        Returns:
+            (cell, bins, mass), as `ragged.entries_of_windows` returns it, for the rows' pixels in
+            row-major order.
+        """
+        gaussians = tuple(t[image, :, rows].flatten(1) for t in self[:3])
+        first, num_edges = (t[image, rows].flatten() for t in self[3:])
+        return entries_of_windows(gaussians, first, num_edges + 1, edges)
 
     @torch.autocast("cpu", enabled=False)  # a user's loop may have it on in the backward pass
     def mass(self, image: int, rows: slice, edges: Tensor) -> Tensor:
@@ -137,3 +167,18 @@ def mixtures(centre: Tensor, sigma: Tensor, share: Tensor, edges: Tensor) -> Mix
     centre = torch.where(counted, centre, 0)
     per_metre = torch.where(counted, 0.5**0.5 / sigma, 0)
     return Mixtures(centre, per_metre, share, first, num_edges)
+
+
+def edges_within(inner: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the first edge and the number of edges from `lowest` to `highest`, both int32.
+
+    A window gets at least one edge, even if the nearest edge is outside of it.
+
+    Args:
+        inner: (K - 1,), the edges between the depth bins, metres, increasing.
+        lowest: the smallest depth of each window, metres.
+        highest: the largest depth of each window, metres, of the same shape as `lowest`.
+    """
+    first = torch.searchsorted(inner, lowest, out_int32=True).clamp_(max=len(inner) - 1)
+    stop = torch.searchsorted(inner, highest, right=True, out_int32=True)
+    return first, (stop - first).clamp_min_(1)

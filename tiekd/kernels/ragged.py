@@ -1,24 +1,21 @@
-"""Target distributions of the DPM head, one Gaussian per pixel with a sigma of its own, in windows.
+"""Target distributions of the DPM head as a list with one mass per cell and bin in its window.
 
 With one sigma all windows have the same number of bins (`target.Windows`). With a map of sigmas,
 windows of one size would need the size of the largest sigma's window, which often has most of the
-bins. Here each Gaussian has its own number of bins. All windows are stored as one list of entries,
-one for each Gaussian and bin of its window, ordered by Gaussian. This is for pixels of the head's
-output that have one Gaussian each: at stride 1 and with one teacher.
+bins. Here each cell, i.e. each pixel of the head's output, has its own number of bins. All windows
+are stored as one list of entries, ordered by cell. This is for cells with few Gaussians: at stride
+1, one for each teacher. Those with many have wide windows, for which a dense result is faster
+(`mixtures.Mixtures.mass`).
 
-Cost: about ten operations on the entries, of which there are e.g. 20 per pixel with sigma = 0.5 m
-and TIE-KD's 257 bins up to 80 m; temporary memory for ten numbers per entry. Not covered: GPUs,
-where the host would wait for the number of entries; and mixtures (kernels/mixtures.py).
+Cost: about ten operations on the entries for each of a cell's Gaussians; of entries there are e.g.
+20 per pixel with one teacher, sigma = 0.5 m and TIE-KD's 257 bins up to 80 m. Temporary memory: ten
+numbers per entry. Not covered: GPUs, where the host would wait for the number of entries.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-# Distance in sigmas from a Gaussian's centre beyond which bins are treated as empty, for each
-# dtype. The mass there is below the rounding error of the dtype.
-REACH_SIGMAS = {torch.float32: 5.5, torch.float64: 8.5}
 
 
 class RaggedTarget(NamedTuple):
@@ -120,59 +117,39 @@ class RaggedTarget(NamedTuple):
         return terms.new_zeros(len(self.valid)).index_add_(0, self.cell, terms)
 
 
-class RaggedWindows(NamedTuple):
-    """Gaussians with individual sigmas, each restricted to a window of consecutive bins.
+def entries_of_windows(
+    gaussians: tuple[Tensor, Tensor, Tensor],
+    first: Tensor,
+    num_bins: Tensor,
+    edges: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the mass of mixtures per bin of their windows, as T entries ordered by cell.
 
-    A pixel of the head's output has one Gaussian; the windows differ in their number of bins.
+    The mass outside of a window is added to the window's first and last bin.
 
-    Attributes:
-        centre: (B, 1, h, w), each Gaussian's centre, metres, in the dtype of the bin edges.
-        sigma: (B, 1, h, w), each Gaussian's standard deviation, metres.
-        first: (B, 1, h, w) int32, index of each window's first bin.
-        num_bins: (B, 1, h, w) int32, number of each window's bins, at least 2.
+    Args:
+        gaussians: (centre, per_metre, share), (J, P) each: the centres of J Gaussians for each of P
+            cells, metres, 1 / (sqrt(2) sigma) of each, and its weight in its cell's mixture.
+        first: (P,) int32, index of the first bin in each cell's window.
+        num_bins: (P,) int32, number of bins in each cell's window, at least 2.
+        edges: (K + 1,), edges of the depth bins, metres.
+
+    Returns:
+        (cell, bins, mass), (T,) each, with one entry per cell and bin of its window: the index of
+        the cell, int32; the index of the bin, int32; and the mixture's mass in this bin.
     """
-
-    centre: Tensor
-    sigma: Tensor
-    first: Tensor
-    num_bins: Tensor
-
-    def select_rows(self, image: int, rows: slice) -> "RaggedWindows":
-        """Returns the Gaussians of some rows of one image.
-
-        Args:
-            image: index of the image in the batch.
-            rows: slice of rows of the head's output.
-
-        Returns:
-            A `RaggedWindows` whose attributes are (P, 1), for the P pixels in these rows.
-        """
-        return RaggedWindows(*(t[image, :, rows].flatten(1).T for t in self))
-
-    def entries(self, edges: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the mass per bin of each window, as T entries ordered by Gaussian.
-
-        The mass outside of a window is added to the window's first and last bin.
-
-        Args:
-            edges: (K + 1,), edges of the depth bins, metres.
-
-        Returns:
-            (gaussian, bins, mass), (T,) each, with one entry per Gaussian and bin of its window:
-            the index of the Gaussian in the flattened attributes, int32; the index of the bin,
-            int32; and the Gaussian's mass in this bin.
-        """
-        num_bins = self.num_bins.flatten()
-        last = num_bins.cumsum(0, dtype=torch.int32) - 1
-        start = last + 1 - num_bins
-        gaussian = torch.repeat_interleave(num_bins)
-        bins = (self.first.flatten() - start).index_select(0, gaussian)
-        bins += torch.arange(len(bins), dtype=torch.int32)
+    last = num_bins.cumsum(0, dtype=torch.int32) - 1
+    start = last + 1 - num_bins
+    cell = torch.repeat_interleave(num_bins)
+    bins = (first - start).index_select(0, cell)
+    bins += torch.arange(len(bins), dtype=torch.int32)
+    upper = edges[1:].index_select(0, bins)
+    total = None
+    for centre, per_metre, share in zip(*gaussians, strict=True):
         # Compute the distance of each bin's upper edge from the Gaussian's centre, in units of
         # sqrt(2) sigma.
-        offset = edges[1:].index_select(0, bins)
-        offset.sub_(self.centre.flatten().index_select(0, gaussian))
-        offset.mul_((0.5**0.5 / self.sigma.flatten()).index_select(0, gaussian))
+        offset = upper - centre.index_select(0, cell)
+        offset.mul_(per_metre.index_select(0, cell))
         above = offset >= 0
         # Compute the mass beyond each edge, on the side away from the Gaussian's centre, with the
         # sign of (edge - centre). The difference of this value at an edge and at the next one is
@@ -183,37 +160,8 @@ class RaggedWindows(NamedTuple):
         torch.sub(tail[:-1], tail[1:], out=mass[1:]).add_(above[1:] ^ above[:-1]).clamp_min_(0)
         mass[start] = -tail[start] + above[start]
         mass[last] = tail[last - 1] + ~above[last - 1]
-        return gaussian, bins, mass
-
-
-def ragged_windows(centre: Tensor, sigma: Tensor, edges: Tensor) -> RaggedWindows:
-    """Restricts Gaussians with individual sigmas to the bins within REACH_SIGMAS of their centres.
-
-    Args:
-        centre: (B, 1, h, w), the Gaussians' centres, metres, in the dtype of edges.
-        sigma: (B, 1, h, w), each Gaussian's standard deviation, metres.
-        edges: (K + 1,), edges of the depth bins, metres, increasing.
-
-    Returns:
-        A `RaggedWindows`: each Gaussian with its window of two or more consecutive bins.
-    """
-    inner = edges[1:-1]
-    sigma = sigma.to(edges.dtype)
-    reach = sigma * REACH_SIGMAS[edges.dtype]
-    first, num_edges = edges_within(inner, centre - reach, centre + reach)
-    return RaggedWindows(centre, sigma, first, num_edges + 1)
-
-
-def edges_within(inner: Tensor, lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the first edge and the number of edges from `lowest` to `highest`, both int32.
-
-    A window gets at least one edge, even if the nearest edge is outside of it.
-
-    Args:
-        inner: (K - 1,), the edges between the depth bins, metres, increasing.
-        lowest: the smallest depth of each window, metres.
-        highest: the largest depth of each window, metres, of the same shape as `lowest`.
-    """
-    first = torch.searchsorted(inner, lowest, out_int32=True).clamp_(max=len(inner) - 1)
-    stop = torch.searchsorted(inner, highest, right=True, out_int32=True)
-    return first, (stop - first).clamp_min_(1)
+        # A single Gaussian is the whole mixture.
+        if len(gaussians[0]) > 1:
+            mass.mul_(share.index_select(0, cell))
+        total = mass if total is None else total.add_(mass)
+    return cell, bins, total

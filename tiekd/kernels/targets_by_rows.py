@@ -5,12 +5,11 @@ implementation of the DPM head in `kernels/chunked.py` calls this module with bl
 
 If the target is `gaussian`, a cell's target is a mixture of Gaussians, each of which has mass only
 in a window, i.e. in a few consecutive bins. With several sigmas, i.e. a map of them or one for each
-teacher, the windows differ in size, and are used on a CPU only: kernels/ragged.py has single
-Gaussians and kernels/mixtures.py those of cells with several. The Gaussian's centre and the first
-bin of every window are computed once per batch, the mass per bin only for the requested rows. Other
-targets, and Gaussians of one sigma with mass in most of the bins, are computed densely, i.e. for
-all bins. Cost: two numbers per image pixel and Gaussian, and the mass in the windows of the
-requested rows; three numbers with several sigmas.
+teacher, the windows differ in size, and are used on a CPU only (kernels/mixtures.py). The
+Gaussian's centre and the first bin of every window are computed once per batch, the mass per bin
+only for the requested rows. Other targets, and Gaussians of one sigma with mass in most of the
+bins, are computed densely, i.e. for all bins. Cost: two numbers per image pixel and Gaussian, and
+the mass in the windows of the requested rows; three numbers with several sigmas.
 """
 
 from typing import NamedTuple
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from tiekd.kernels import reference
 from tiekd.kernels.mixtures import Mixtures, mixtures
-from tiekd.kernels.ragged import RaggedTarget, RaggedWindows, ragged_windows
+from tiekd.kernels.ragged import RaggedTarget
 from tiekd.kernels.target import (
-    DENSE_FROM,
     Windows,
     component_weights,
     gaussian_windows,
@@ -143,6 +141,13 @@ class CellTargets:
         self.beyond = beyond
         self.stride = stride
         self.gaussians = self._gaussians() if target == "gaussian" else None
+        # List the mass in the windows of cells with few Gaussians, unless the windows are wide.
+        self.lists_windows = (
+            stride == 1
+            and self.gaussians is not None
+            and isinstance(self.gaussians[0], Mixtures)
+            and self.gaussians[0].are_narrow(edges)
+        )
 
     @torch.no_grad()
     def target_of_rows(self, image: int, rows: slice) -> Target | RaggedTarget | None:
@@ -153,9 +158,9 @@ class CellTargets:
             rows: slice of rows of the head's output; start and stop must be set.
 
         Returns:
-            A `Target`, or a `RaggedTarget` for single Gaussians with a map of sigmas, with the
-            rows' pixels in row-major order. On a CPU the result is None if none of these pixels has
-            a target. It is never None on a GPU, where this check would force a host sync, nor for
+            A `Target`, or with a map of sigmas at a stride of 1 a `RaggedTarget`, with the rows'
+            pixels in row-major order. On a CPU the result is None if none of these pixels has a
+            target. It is never None on a GPU, where this check would force a host sync, nor for
             dense targets of one sigma, which are computed for all pixels in any case.
         """
         if self.gaussians is None:
@@ -174,8 +179,8 @@ class CellTargets:
         # sync, so the target distributions of all rows are computed there.
         if valid.device.type == "cpu" and not valid.any():
             return None
-        if isinstance(windows, RaggedWindows):
-            cell, bins, mass = windows.select_rows(image, rows).entries(self.edges)
+        if isinstance(windows, Mixtures) and self.lists_windows:
+            cell, bins, mass = windows.entries(image, rows, self.edges)
             return RaggedTarget(bins, cell, mass, valid)
         if isinstance(windows, Mixtures):
             return Target(None, windows.mass(image, rows, self.edges), valid)
@@ -192,7 +197,7 @@ class CellTargets:
     @torch.no_grad()
     def _gaussians(
         self,
-    ) -> tuple[Windows | RaggedWindows | Mixtures, Tensor | None, Tensor] | None:
+    ) -> tuple[Windows | Mixtures, Tensor | None, Tensor] | None:
         """Restricts each cell's J = stride * stride * M Gaussians to windows of consecutive bins.
 
         A cell is a pixel of the head's output. It covers stride x stride pixels of the image, each
@@ -200,12 +205,12 @@ class CellTargets:
         a window are treated as empty.
 
         Returns:
-            (windows, shares, valid): a `Windows`, or with several sigmas a `RaggedWindows` (J = 1)
-            or `Mixtures`, whose maps are (B, J, h, w); for a `Windows`, each Gaussian's weight in
-            its cell's target, (B, J, h, w), or None if J = 1, because all weights are 1 then; and
-            (B, h, w) bool, True for cells with a target. The result is None, i.e. no tuple, if the
-            windows would have most of the bins, with one sigma for each teacher at a stride of 1,
-            or with several sigmas on a GPU.
+            (windows, shares, valid): a `Windows`, or with several sigmas a `Mixtures`, whose maps
+            are (B, J, h, w); for a `Windows`, each Gaussian's weight in its cell's target, (B, J,
+            h, w), or None if J = 1, because all weights are 1 then; and (B, h, w) bool, True for
+            cells with a target. The result is None, i.e. no tuple, if the windows of one sigma
+            would have most of the bins, with one sigma for each teacher at a stride of 1, or with
+            several sigmas on a GPU.
         """
         maps = (self.depth, self.sigma, self.weight)
         pixels = reference.pixels_of_cells(*maps, self.edges, self.beyond, self.stride)
@@ -214,8 +219,6 @@ class CellTargets:
             few = self.stride == 1 and isinstance(self.sigma, tuple)
             if few or self.depth.device.type != "cpu":
                 return None
-            if self.stride == 1 and self.depth.shape[1] == 1:
-                return self._single_gaussians(*next(pixels)[:2])
             return self._mixtures(*zip(*pixels, strict=True))
         windows, parts, counted = [], [], []
         for depth, sigma, weight in pixels:
@@ -242,25 +245,6 @@ class CellTargets:
             for p, v in zip(parts, counted, strict=True)
         ]
         return of_cell, torch.cat(parts, 1), num_valid[:, 0] > 0
-
-    def _single_gaussians(
-        self, depth: Tensor, sigma: Tensor
-    ) -> tuple[RaggedWindows, None, Tensor] | None:
-        """Restricts the Gaussians of cells with one each to windows of consecutive bins, on a CPU.
-
-        A cell is a pixel of the head's output.
-
-        Args:
-            depth: (B, 1, h, w), the depth of each cell, metres.
-            sigma: (B, 1, h, w), the Gaussians' standard deviation, metres.
-
-        Returns:
-            The result of `_gaussians`. None if the windows have most of the bins.
-        """
-        windows = ragged_windows(shifted_centre(depth, sigma, self.edges), sigma, self.edges)
-        if windows.num_bins.double().mean() >= DENSE_FROM * len(self.edges):
-            return None
-        return windows, None, depth[:, 0] > 0
 
     def _mixtures(
         self,
