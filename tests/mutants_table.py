@@ -901,6 +901,14 @@ MUTANTS = [
         ("tests/unit/kernels/test_ragged.py",),
     ),
     Mutant(
+        "stereo_matches_even_areas",
+        "tiekd.teachers.pairs.matching",
+        "disparity_of",
+        "(columns > -0.5) & (difference <= LEFT_RIGHT_PX) & has_texture(left)",
+        "(columns > -0.5) & (difference <= LEFT_RIGHT_PX)",
+        ("tests/unit/teachers/pairs/test_matching.py",),
+    ),
+    Mutant(
         "entries_of_windows_ignore_shares",
         "tiekd.kernels.ragged",
         "entries_of_windows",

@@ -29,6 +29,10 @@ PREFILTER_CAP = 63
 # Matches are dropped in connected regions of fewer than SPECKLE_SIZE pixels. Neighbours are
 # connected if their disparities differ by at most SPECKLE_RANGE.
 SPECKLE_SIZE, SPECKLE_RANGE = 400, 2
+# A pixel counts only if grey levels around it, in a window of this side, differ between neighbours
+# in a row by LEAST_TEXTURE on average. In an even area, such as an overexposed sky, every disparity
+# fits, and semi-global matching extends that of a border with agreement in both directions.
+TEXTURE_WINDOW, LEAST_TEXTURE = 9, 0.5
 # The largest difference, in pixels, between the disparities of the two images at a match.
 LEFT_RIGHT_PX = 0.5
 # The largest difference, in pixels, between the disparities of neighbouring pixels that are
@@ -47,6 +51,7 @@ SETTINGS = {
     "large_change": LARGE_CHANGE,
     "uniqueness": UNIQUENESS,
     "prefilter_cap": PREFILTER_CAP,
+    "texture": [TEXTURE_WINDOW, LEAST_TEXTURE],
     "speckle": [SPECKLE_SIZE, SPECKLE_RANGE],
     "left_right_px": LEFT_RIGHT_PX,
     "similar_px": SIMILAR_PX,
@@ -126,8 +131,8 @@ def disparity_of(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
         count: The number of disparities that are searched, a multiple of 16.
 
     Returns:
-        (H, W) float32, pixels; NaN where there is no disparity or the two images' disparities don't
-        agree.
+        (H, W) float32, pixels; NaN where there is no disparity, the two images' disparities don't
+        agree, or the left image has no texture.
     """
     of_left = _matched(left, right, count)
     # To get the right image's disparities, mirror both images and exchange their roles.
@@ -138,9 +143,24 @@ def disparity_of(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
     # pixel gets no match.
     there = np.clip(np.nan_to_num(np.rint(columns)), 0, width - 1).astype(np.intp)
     difference = np.abs(np.take_along_axis(of_right, there, axis=1) - of_left)
-    agrees = (columns > -0.5) & (difference <= LEFT_RIGHT_PX)
+    agrees = (columns > -0.5) & (difference <= LEFT_RIGHT_PX) & has_texture(left)
     agrees &= share_without(agrees) <= MOST_WITHOUT
     return smoothed(np.where(agrees, of_left, np.float32(np.nan)))
+
+
+def has_texture(grey_levels: np.ndarray) -> np.ndarray:
+    """Returns in which pixels an image has enough texture for a disparity to be known.
+
+    Args:
+        grey_levels: (H, W) uint8, grey levels.
+
+    Returns:
+        (H, W) bool. True where the mean absolute difference of horizontal neighbours in the window
+        around the pixel is at least LEAST_TEXTURE.
+    """
+    levels = grey_levels.astype(np.float32)
+    steps = np.abs(np.diff(levels, axis=1, prepend=levels[:, :1]))
+    return opencv().blur(steps, (TEXTURE_WINDOW, TEXTURE_WINDOW)) >= LEAST_TEXTURE
 
 
 def smoothed(disparity: np.ndarray) -> np.ndarray:

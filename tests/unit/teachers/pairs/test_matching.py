@@ -171,3 +171,20 @@ def test_opencv_has_the_threads_of_the_process():
     finally:
         torch.set_num_threads(threads)
         matching.opencv.cache_clear()
+
+
+def test_even_area_has_no_depth():
+    """Above a pole in an overexposed sky nothing is matched, and the pole and the road are."""
+    left, right, _ = plane(160, 320)
+    sky = slice(0, 80)
+    for image, shift in ((left, 0), (right, 12)):
+        image[sky] = 255
+        image[sky, 150 - shift : 156 - shift] = np.random.default_rng(1).integers(0, 120, (80, 6))
+    disparity = matching.disparity_of(left, right, 32)
+    known = ~np.isnan(disparity)
+    reach = matching.TEXTURE_WINDOW // 2
+    assert not known[:70, : 150 - reach].any()
+    assert not known[:70, 157 + reach :].any()
+    assert known[10:70, 151:155].mean() > 0.9
+    assert np.nanmedian(np.abs(disparity[10:70, 151:155] - 12)) < 0.5
+    assert known[100:, 60:].mean() > 0.9
