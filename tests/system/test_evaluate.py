@@ -15,6 +15,7 @@ from PIL import Image
 from support import programs, recipes
 
 from tiekd.data.image_io import read_image_size
+from tiekd.evaluation import floors
 from tiekd.evaluation.metrics import METRIC_NAMES
 from tiekd.models.build import build_network
 from tiekd.models.weights.state_dicts import to_published
@@ -55,7 +56,8 @@ def arguments(folder: Path, to: Path) -> list:
         "--show-dir",
         to / "pictures",
     ]
-    return [EVALUATE, folder / "student.yaml", *against, *files, "--panel", to / "panel.png"]
+    options = [*files, "--panel", to / "panel.png", "--floors"]
+    return [EVALUATE, folder / "student.yaml", *against, *options]
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +91,11 @@ def test_evaluate_writes_row_and_image_per_frame(folder, alone):
     figures = json.loads((to / "figures.json").read_text())
     rows = list(csv.DictReader((to / "frames.csv").open()))
     names = [row["name"] for row in rows if row["network"] == "student"]
-    assert len(rows) == 8
+    assert list(figures["networks"]) == ["big", *floors.NAMES, "student"]
+    assert len(rows) == 4 * 5
     assert names == sorted(names)
     assert len(set(names)) == 4
-    for network in ("student", "big"):
+    for network in figures["networks"]:
         mean = np.mean([float(row["abs_rel"]) for row in rows if row["network"] == network])
         assert mean == pytest.approx(figures["networks"][network]["metrics"]["abs_rel"], rel=1e-12)
     images = sorted(path.name for path in (to / "pictures").iterdir())

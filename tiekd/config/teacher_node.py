@@ -301,6 +301,13 @@ class TeacherList:
                 teachers has another form.
         """
         one, several = recipe.get("teacher"), recipe.get("teachers")
+        if one == {}:
+            # An override such as teacher.maps=null leaves it. Learning from the ground truth
+            # instead would go unnoticed.
+            raise RecipeError(
+                "teacher: is empty; give maps, recipe or name, or set the whole section to null "
+                "for no teacher"
+            )
         if several is not None:
             if one:
                 raise RecipeError(
@@ -308,12 +315,6 @@ class TeacherList:
                     keys=("teacher", "teachers"),
                 )
             return cls(_entries(several, "teachers"), "teachers")
-        if one == {}:
-            # An override such as teacher.maps=null leaves it. Learning from the ground truth
-            # instead would go unnoticed.
-            raise RecipeError(
-                "teacher: is empty; give maps, recipe or name, or teacher=null for no teacher"
-            )
         if not isinstance(one, dict):
             return cls()
         if one.get("name") != MEAN:

@@ -65,6 +65,11 @@ class Reference:
     label: str = LABEL
     per_teacher: tuple["Reference", ...] = ()
 
+    @property
+    def is_run(self) -> bool:
+        """True if a teacher is run for each batch; False if all maps are cached."""
+        return any(each.resize is not None for each in (self.per_teacher or (self,)))
+
     def targets(
         self,
         batches: Iterator[tuple[list[int], Batch]],

@@ -22,17 +22,18 @@ truth, there is neither a training median nor a median map.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from tiekd.console import Progress
 from tiekd.data.loading.loader import NO_WORKERS, validation_batches
 from tiekd.data.resize import OWN_SIZE
-from tiekd.errors import DataError
+from tiekd.errors import DataError, UserError
 from tiekd.evaluation import metrics
 from tiekd.evaluation.agreement import Reference
 from tiekd.evaluation.compare import EvaluatedPredictor
@@ -64,6 +65,7 @@ def build(
     device: torch.device,
     out: TextIO | None = None,
     reference_of: Callable[[Dataset], Reference] | None = None,
+    skips_errors: bool = False,
 ) -> Baselines:
     """Computes the baselines that ignore the image (floors) for one set of evaluated frames.
 
@@ -71,16 +73,18 @@ def build(
 
     Args:
         training: function that builds the data set of the training frames, whose `depth` is (1, H,
-            W) metres, 0 where not measured. If it raises DataError, e.g. because no training frame
-            has ground truth, the two baselines that need training depths are left out.
+            W) metres, 0 where not measured. If it or reading the frames raises a UserError, e.g.
+            because no training frame has ground truth, the two baselines that need training depths
+            are left out.
         evaluated: the evaluated frames.
         protocol: the depth range and the crop of the evaluation, and the teacher that takes the
             place of ground truth, if any.
         scene_of: the function from a frame's name to its scene.
         device: the device of the predictors' depth, and of the teacher.
-        out: text stream that receives the progress; None for no progress.
+        out: text stream that receives the progress if it is a terminal; None for no progress.
         reference_of: function from the training frames to the teacher that takes the place of their
             ground truth; None for ground truth.
+        skips_errors: True to skip training frames that can't be read.
 
     Returns:
         The predictors by name, and the reasons for those that can't be computed.
@@ -94,10 +98,10 @@ def build(
     try:
         frames = training()
         reference = None if reference_of is None else reference_of(frames)
-        depths = target_depths(frames, reference, device, "training frames", out)
+        depths = target_depths(frames, reference, device, "training frames", out, skips_errors)
         median, cells = measure(depths, protocol.min_depth, protocol.cap)
         maps |= {NAMES[1]: _uniform_map(median), NAMES[2]: cells}
-    except DataError as error:
+    except UserError as error:
         left_out = dict.fromkeys(NAMES[1:], str(error))
     predictors = {
         name: EvaluatedPredictor(ConstantMap(depth.to(device))) for name, depth in maps.items()
@@ -215,6 +219,7 @@ def target_depths(
     device: torch.device,
     noun: str,
     out: TextIO | None,
+    skips_errors: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields the name and the true depth of each frame, (H, W) metres, and shows the progress.
 
@@ -225,45 +230,57 @@ def target_depths(
         reference: the teacher whose depth takes the place of ground truth; None for ground truth.
         device: the teacher's device.
         noun: what the frames are called in the progress, e.g. "training frames".
-        out: text stream that receives the progress; None for no progress.
+        out: text stream that receives the progress if it is a terminal; None for no progress.
+        skips_errors: True to skip frames that can't be read, too, as `data.on_error: skip` says.
+
+    Raises:
+        DataError: a frame can't be read.
     """
     seen = 0
-    progress = None if out is None else Progress(noun, len(frames), lambda: seen, out)
-    truths = _ground_truths(frames) if reference is None else _taught(frames, reference, device)
-    for name, depth in truths:
-        if depth is not None:
-            yield name, depth[0]
-        seen += 1
-        if progress is not None:
-            progress.update()
+    total = len(frames)
+    shown = nullcontext() if out is None else Progress(noun, total, lambda: seen, out, False)
+    with shown as progress:
+        for index in range(total):
+            try:
+                name, depth = _true_depth(frames, index, reference, device)
+            except DataError:
+                if not skips_errors:
+                    raise
+                depth = None
+            if depth is not None:
+                yield name, depth[0]
+            seen += 1
+            if progress is not None:
+                progress.update()
 
 
-def _ground_truths(frames: Dataset) -> Iterator[tuple[str, Tensor | None]]:
-    for index in range(len(frames)):
-        sample = frames[index]
-        yield sample.name, sample.depth
-
-
-def _taught(
-    frames: Dataset, reference: Reference, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name of each frame and the teacher's depth at its own size, (1, H, W) metres.
+def _true_depth(
+    frames: Dataset, index: int, reference: Reference | None, device: torch.device
+) -> tuple[str, Tensor | None]:
+    """Returns a frame's name and its true depth, (1, H, W) metres, or None if it has none.
 
     Args:
         frames: the frames.
-        reference: the teacher.
+        index: the frame's index.
+        reference: the teacher whose depth takes the place of ground truth; None for ground truth.
         device: the teacher's device.
     """
-    batches = validation_batches(frames, 1, device)
-    for _, batch in reference.targets(batches, frames, 1, device, NO_WORKERS, OWN_SIZE):
-        yield batch.names[0], batch.depth[0].cpu()
+    if reference is None:
+        sample = frames[index]
+        return sample.name, sample.depth
+    frame = Subset(frames, [index])
+    batches = reference.targets(
+        validation_batches(frame, 1, device), frame, 1, device, NO_WORKERS, OWN_SIZE
+    )
+    ((_, batch),) = batches
+    return batch.names[0], batch.depth[0].cpu()
 
 
 def _check_any(weights: Tensor, noun: str, min_depth: float, cap: float) -> None:
     if not bool(weights.any()):
         raise DataError(
-            f"no {noun} frame has ground truth between {min_depth} and {cap} m, from which "
-            "the floors are computed; give other frames"
+            f"no {noun} frame has depth between {min_depth} and {cap} m, from which the floors are "
+            "computed; give other frames"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, Subset
 
 from tiekd import files
-from tiekd.config.recipe import load_recipe
+from tiekd.config.recipe import is_overridden, load_recipe
 from tiekd.config.teacher_node import TeacherList
 from tiekd.data import learned_from, least_size, read_folders
 from tiekd.data.build import build_dataset
@@ -26,7 +26,9 @@ from tiekd.training.reference import reference_of
 from tiekd.training.settings import Recipe
 from tiekd.visualization import frame_pictures, panel
 
-_MAX_FLOOR_FRAMES = 4096  # largest number of training frames that are read for --floors
+# Largest number of training frames whose depth is read for --floors, and largest number of them on
+# which a teacher is run.
+_MAX_FLOOR_FRAMES, _MAX_RUN_FRAMES = 4096, 64
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,27 +93,36 @@ def run(args: argparse.Namespace) -> None:
             if each.resize.mode
         ]
         print("\n".join(told + remarks), flush=True)
-    predictors = dict(networks)
 
     def training() -> Dataset:
         return build_dataset(data, "train", as_evaluated=True)
 
+    *others, last = networks
+    predictors = {name: networks[name] for name in others}
     if args.mean_map:
-        predictors = {"mean map": compare.mean_map(training(), device, sys.stderr), **networks}
+        predictors = {"mean map": compare.mean_map(training(), device, sys.stderr), **predictors}
     if args.floors:
+
+        def reference_in_training(seen: Subset) -> Reference:
+            return teacher_reference(recipe, seen.dataset, device)
+
+        # Count all frames as of one scene, so that the best constant minimises the mean over
+        # frames, and its memory doesn't grow with them.
         found = floors.build(
-            lambda: _some(training()),
+            lambda: _some(training(), protocol.reference),
             frames,
             protocol,
-            lambda name: name,
+            lambda _: "",
             device,
             sys.stderr if comm.is_main() else None,
-            (lambda seen: teacher_reference(recipe, seen, device)) if scores_teacher else None,
+            reference_in_training if scores_teacher else None,
+            skips_errors=loading.on_error == "skip",
         )
-        predictors = {**found.predictors, **predictors}
+        predictors |= found.predictors
         if comm.is_main():
             for name, reason in found.left_out.items():
                 print(f"Left out: {name}: {reason}", flush=True)
+    predictors[last] = networks[last]
     # Evaluate each network; with --show-dir, write images of the last network's predictions.
     results = {}
     for name, predictor in predictors.items():
@@ -147,13 +158,18 @@ def run(args: argparse.Namespace) -> None:
         print(f"Written: {path}")
 
 
-def _some(frames: Dataset) -> Dataset:
-    """Returns evenly spaced frames of a dataset, at most _MAX_FLOOR_FRAMES.
+def _some(frames: Dataset, reference: Reference | None) -> Subset:
+    """Returns evenly spaced frames of a dataset, from which floors are computed.
+
+    They are at most _MAX_FLOOR_FRAMES, or _MAX_RUN_FRAMES if a teacher is run on them.
 
     Args:
         frames: the dataset.
+        reference: the teacher of the evaluation; None for ground truth.
     """
-    return Subset(frames, spaced(len(frames), _MAX_FLOOR_FRAMES).tolist())
+    is_run = reference is not None and reference.is_run
+    count = _MAX_RUN_FRAMES if is_run else _MAX_FLOOR_FRAMES
+    return Subset(frames, spaced(len(frames), count).tolist())
 
 
 def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
@@ -172,12 +188,12 @@ def _of_one_set(recipe: Recipe, args: argparse.Namespace) -> Recipe:
     own = recipe.one_set(args.data_set).recipe
     if not recipe.is_mixed:
         return own
-    # --crop and --cap are overrides, too.
-    given = {text.split("=")[0] for text in args.overrides}
-    whole = recipe.section("evaluation")
-    evaluation = own.section("evaluation") | {
-        key: whole[key] for key in ("crop", "cap") if f"evaluation.{key}" in given and key in whole
-    }
+    evaluation, whole = own.section("evaluation"), recipe.section("evaluation")
+    for key in ("crop", "cap"):
+        # --crop and --cap are overrides, too.
+        if is_overridden(("evaluation", key), recipe.node, args.overrides):
+            evaluation = {name: value for name, value in evaluation.items() if name != key}
+            evaluation |= {key: whole[key]} if key in whole else {}
     return Recipe(own.node | {"evaluation": evaluation})
 
 

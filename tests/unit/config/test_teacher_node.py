@@ -254,8 +254,9 @@ def test_several_teachers_that_mean_nothing_are_refused(recipe, line):
 
 def test_empty_section_is_refused():
     """teacher.maps=null leaves a section without a teacher, which isn't taken for none."""
-    with pytest.raises(RecipeError, match="^teacher: is empty; give .* or teacher=null for no"):
-        TeacherList.of({"teacher": {}})
+    for others in ({}, {"teachers": [{"maps": "m"}]}):
+        with pytest.raises(RecipeError, match="^teacher: is empty; give .* section to null for no"):
+            TeacherList.of({"teacher": {}} | others)
     assert not TeacherList.of({}).is_given
 
 

@@ -118,7 +118,7 @@ def test_build_leaves_out_floors_without_training_depths():
     found = built(frames(None, torch.zeros(1, 48, 64)), frames(torch.full((1, 48, 64), 5.0)))
     assert list(found.predictors) == ["best constant"]
     assert list(found.left_out) == ["training median", "median map"]
-    assert "no training frame has ground truth between" in found.left_out["median map"]
+    assert "no training frame has depth between" in found.left_out["median map"]
 
     def unreadable():
         raise DataError("no frame has ground truth")
@@ -129,10 +129,28 @@ def test_build_leaves_out_floors_without_training_depths():
     assert found.left_out["training median"] == "no frame has ground truth"
 
 
+class Unreadable(list):
+    """Frames of which the second can't be read."""
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise DataError("b.png can't be read")
+        return super().__getitem__(index)
+
+
+def test_build_skips_frames_as_the_recipe_says():
+    """A training frame that can't be read costs two floors, or is skipped (data.on_error)."""
+    depths = [torch.full((1, 48, 64), depth) for depth in (5.0, 5.0, 5.0)]
+    training, evaluated, cpu = Unreadable(frames(*depths)), frames(depths[0]), torch.device("cpu")
+    given = (lambda: training), evaluated, protocol(), each_its_own, cpu
+    assert floors.build(*given).left_out["median map"] == "b.png can't be read"
+    assert floors.build(*given, skips_errors=True).left_out == {}
+
+
 def test_floors_without_ground_truth_refused():
     """Frames without ground truth can't give a floor."""
     nothing = depths_of(torch.zeros(1, 48, 64))
-    with pytest.raises(DataError, match="no training frame has ground truth between"):
+    with pytest.raises(DataError, match="no training frame has depth between"):
         floors.measure(nothing, 0.1, 80.0)
-    with pytest.raises(DataError, match="no evaluated frame has ground truth between"):
+    with pytest.raises(DataError, match="no evaluated frame has depth between"):
         floors.best_constant(nothing, protocol(), each_its_own)

@@ -134,6 +134,8 @@ def test_evaluation_of_several_sets_asks_for_one(root, tmp_path):
     args = options(path, data_set="own")
     chosen = evaluate._of_one_set(recipe, args).evaluation
     assert (chosen.crop, chosen.cap) == ("garg", 5)
+    args.overrides = ["evaluation={cap: null}"]
+    assert evaluate._of_one_set(recipe, args).evaluation.cap is None
     args.overrides = ["evaluation.crop=none"]
     chosen = evaluate._of_one_set(recipe, args).evaluation
     assert (chosen.crop, chosen.cap) == ("none", 5)

@@ -73,7 +73,15 @@ def run(path: Path) -> None:
         # frames are skipped.
         training = partial(build_dataset, data, "train", as_evaluated=True)
         rule = scene_rule(job["scenes"], Path())
-        predictors, left_out = floors.build(training, frames, protocol, rule, device, sys.stderr)
+        predictors, left_out = floors.build(
+            training,
+            frames,
+            protocol,
+            rule,
+            device,
+            sys.stderr,
+            skips_errors=data.loading.on_error == "skip",
+        )
     else:
         named = [(job["recipe"], job["weights"])]
         networks = compare.load_networks(named, overrides, recipe.evaluation.flip, device)

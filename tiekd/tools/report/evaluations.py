@@ -71,9 +71,13 @@ def evaluate(content: Content, student: EvaluatedPredictor, device: torch.device
     names = held_out or [frame.name for frame in getattr(frames, "frames", ())] or None
     training = seen = floor = None
     with attempt(content, "The comparison with training frames"):
-        training = build_dataset(data, "train", as_evaluated=True, held_out=names)
-        seen = None if reference is None else teacher_reference(recipe, training, device)
-        floor = _median_map(training, seen, recipe, device)
+        frames_of_training = build_dataset(data, "train", as_evaluated=True, held_out=names)
+        if reference is not None:
+            seen = teacher_reference(recipe, frames_of_training, device)
+        training = frames_of_training
+    if training is not None:
+        with attempt(content, "The median map"):
+            floor = _median_map(training, seen, recipe, device)
     try:
         content.validation = _measured(
             student, (frames, len(frames)), recipe, "val", reference, device, floor
@@ -158,8 +162,7 @@ def _median_map(
     Raises:
         DataError: No training frame has depth in the recipe's range, or a frame can't be read.
     """
-    parts = [] if reference is None else [*reference.per_teacher, reference]
-    is_run = any(each.resize is not None for each in parts)
+    is_run = reference is not None and reference.is_run
     protocol = recipe.protocol("train")
     depths = floors.target_depths(
         measure.spaced(training, _SAMPLE if is_run else _MAP_SAMPLE),
@@ -167,6 +170,7 @@ def _median_map(
         device,
         "training frames",
         sys.stderr,
+        recipe.loading.on_error == "skip",
     )
     _, cells = floors.measure(depths, protocol.min_depth, protocol.cap)
     return ConstantMap(cells.to(device))

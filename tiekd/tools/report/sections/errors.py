@@ -37,7 +37,7 @@ def errors_section(content: Content) -> list[Markup]:
             count = f"{len(other.measured.frames)} of {other.num_split_frames}"
             rows.append((f"{count} {what}", *_metric_cells(other)))
     if found.measured.floor is not None:
-        what = f"the median map of {found.target} of training frames, which ignores the image"
+        what = f"the median map of {found.target} of some training frames, which ignores the image"
         rows.append((f"validation, {what}", *_cells(found.measured.floor)))
     head = ("frames", *(f"{key}{unit_of(key)}" for key in metrics.METRIC_NAMES))
     parts.append(table(head, rows, "Metrics, mean over images"))
