@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a controlled experiment: rows (recipes) x seeds x sets, one run after the other.
+"""Runs a controlled experiment: rows (recipes) x seeds x sets, by default one after the other.
 
     bin/experiment.py SPEC.yaml --dry-run      lists the runs, with their expected time
     bin/experiment.py SPEC.yaml --power        the pilot: which differences can be found at all?
@@ -40,6 +40,13 @@ def parse_arguments() -> argparse.Namespace:
         help="only runs whose row, set, seed or SET/ROW/SEED matches (`*` and `?` allowed)",
     )
     parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs at the same time, each with its share of CUDA_VISIBLE_DEVICES or of the CPU",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="list the runs and the expected time"
     )
     parser.add_argument(
@@ -60,6 +67,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.spec is None) == (args.score is None):
         parser.error("the following arguments are required: spec")
+    if args.jobs < 1:
+        parser.error(f"--jobs: got {args.jobs}; it must be 1 or more")
     if args.latency and not args.report:
         parser.error("--latency: only with --report, when nothing else runs; add --report")
     if args.dry_run + args.power + args.report > 1:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values that hide all GPUs
+HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values that hide all GPUs
 _LIST_TIMEOUT_S = 20.0
 _OF_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # device files of NVIDIA, of AMD and of WSL
 _ASK = "give numbers from 0 on, such as CUDA_VISIBLE_DEVICES=0,1"
@@ -90,7 +90,7 @@ def select(
         Refused: The devices don't exist, or their number isn't `count`.
     """
     listed = visible if visible is None else visible.strip()
-    if listed in _HIDDEN:
+    if listed in HIDDEN:
         return ["--num_gpus", str(count)], {"DS_ACCELERATOR": "cpu"}
     there = _uuids()
     if listed is None:
@@ -158,7 +158,7 @@ def in_options(
             f"CUDA_VISIBLE_DEVICES={visible}: DeepSpeed's launcher can't select a MIG device; "
             "unset the variable, so that it takes the first one, or train without a launcher"
         )
-    if takes_first and visible.strip() not in _HIDDEN:
+    if takes_first and visible.strip() not in HIDDEN:
         visible = ",".join(visible.strip(" ,").split(",")[:count])
     devices, changes = select(visible, count, environment, "--num_gpus")
     return [*devices, *(option for option in options if option not in numbers)], changes

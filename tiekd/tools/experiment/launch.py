@@ -1,4 +1,4 @@
-"""Runs the jobs of an experiment one after the other, each in processes of its own.
+"""Runs the jobs of an experiment, by default one after the other, each in processes of its own.
 
 A job is a run, i.e. a training with its evaluation, or the evaluation of baselines that don't look
 at the image (floors). A run is trained by `deepspeed ... bin/train.py --resume-from auto`, which
@@ -15,9 +15,11 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -27,6 +29,7 @@ from tiekd.distributed import visible_devices
 from tiekd.files import replace_text
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import Job
+from tiekd.tools.experiment.slots import variables_of_slots
 from tiekd.tools.experiment.spec import Spec
 from tiekd.tools.supervise import run_once
 from tiekd.workdir import checkpoints, workdir
@@ -105,6 +108,10 @@ class Launcher:
         out: stream for the progress.
         execute: function (command, work dir, signals received so far, log) that runs a command, as
             `supervise.run_once`.
+        num_slots: number of jobs that run at the same time.
+
+    Raises:
+        LaunchError: the machine hasn't enough GPUs for so many jobs.
     """
 
     def __init__(
@@ -113,12 +120,15 @@ class Launcher:
         program: Path,
         out: TextIO = sys.stdout,
         execute: Callable[..., int] = run_once,
+        num_slots: int = 1,
     ):
         self.spec = spec
         self.program = program
         self.out = out
         self.execute = execute
         self.received_signals: list[int] = []
+        self._slots = variables_of_slots(num_slots, spec.launcher, os.environ)
+        self._lock = threading.Lock()  # held while a slot takes a job, and while a line is printed
 
     def catch_signals(self) -> None:
         """Installs handlers that forward signals to stop from this process to the run."""
@@ -126,7 +136,7 @@ class Launcher:
             signal.signal(number, lambda number, _frame: self.received_signals.append(number))
 
     def run(self, jobs: Sequence[Job]) -> Finished:
-        """Runs the jobs that aren't finished, in order.
+        """Runs the jobs that aren't finished, in order, one in each slot at the same time.
 
         A job that fails doesn't prevent the later ones. After a signal no further job is started.
 
@@ -137,45 +147,83 @@ class Launcher:
             The jobs that failed, and if a signal has stopped the experiment.
         """
         # Skip jobs that have results already, from this or an earlier call.
-        left = [job for job in jobs if listing.read_frame_errors(job, self.spec) is None]
-        done = len(jobs) - len(left)
+        waiting = [job for job in jobs if listing.read_frame_errors(job, self.spec) is None]
+        done = len(jobs) - len(waiting)
         if done:
             self.print_line(f"{done} of {len(jobs)} are finished already")
-        failed = []
-        for place, job in enumerate(left):
-            if self.received_signals:
-                return Finished(failed, True)
-            # Estimate the remaining time before each job, since the finished jobs make the estimate
-            # more accurate.
-            remaining = total(estimates(left[place:], jobs, {}, self.spec.steps))
-            self.print_line(
-                f"[{done + place + 1}/{len(jobs)}] {job.label}; left: {duration(remaining)}"
-            )
-            started = time.monotonic()
-            state = read_state(job)
-            job.folder.mkdir(parents=True, exist_ok=True)
-            # Write the state first, so that the folder of a killed run states which run it is.
-            _write_state(job, replace(state, began=time.time()))
-            reason = self._attempt(job)
-            # Add the time of this attempt to that of earlier attempts, which trained a part of the
-            # run.
-            state = State(job.label, job.key, state.seconds + time.monotonic() - started)
-            # Report a job that was stopped by a signal as neither finished nor failed.
-            if self.received_signals and reason is not None:
-                _write_state(job, state)
-                self.print_line(f"{job.label} was stopped; the same command resumes it")
-                return Finished(failed, True)
-            _write_state(job, replace(state, failure=reason, is_finished=reason is None))
-            if reason is not None:
-                failed.append(job)
-                self.print_line(f"FAILED: {job.label}: {reason}; its log is {job.log}")
-        return Finished(failed, False)
+        progress = _Progress(jobs, waiting)
+        if len(self._slots) == 1:
+            self._run_slot(self._slots[0], progress)
+        else:
+            with ThreadPoolExecutor(len(self._slots)) as pool:
+                futures = [pool.submit(self._run_slot, slot, progress) for slot in self._slots]
+            for future in futures:
+                future.result()
+        return Finished(progress.failed, progress.stopped)
 
-    def _attempt(self, job: Job) -> str | None:
+    def _run_slot(self, variables: Mapping[str, str], progress: "_Progress") -> None:
+        """Runs one job after the other, until none is left or a signal has come.
+
+        Args:
+            variables: the environment variables of the slot.
+            progress: the jobs, which the slots share.
+        """
+        while True:
+            with self._lock:
+                if not progress.waiting:
+                    return
+                if self.received_signals:
+                    progress.stopped = True
+                    return
+                job = progress.waiting.pop(0)
+                progress.running.append(job)
+                begun = len(progress.jobs) - len(progress.waiting)
+                # Estimate the remaining time before each job, since the finished jobs make the
+                # estimate more accurate.
+                remaining = progress.remaining(self.spec.steps, len(self._slots))
+            self.print_line(f"[{begun}/{len(progress.jobs)}] {job.label}; left: {remaining}")
+            reason = self._run_job(job, variables)
+            with self._lock:
+                progress.running.remove(job)
+                # A job that was stopped by a signal has neither finished nor failed.
+                if reason is not None and self.received_signals:
+                    progress.stopped = True
+                elif reason is not None:
+                    progress.failed.append(job)
+
+    def _run_job(self, job: Job, variables: Mapping[str, str]) -> str | None:
+        """Runs a job, and records its state in the job's folder.
+
+        Args:
+            job: the job.
+            variables: the environment variables of its slot.
+
+        Returns:
+            None if the job is finished; otherwise the reason in one line.
+        """
+        started = time.monotonic()
+        state = read_state(job)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        # Write the state first, so that the folder of a killed run states which run it is.
+        _write_state(job, replace(state, began=time.time()))
+        reason = self._attempt(job, variables)
+        # Add the time of this attempt to that of earlier attempts, which trained a part of the run.
+        state = State(job.label, job.key, state.seconds + time.monotonic() - started)
+        if self.received_signals and reason is not None:
+            _write_state(job, state)
+            self.print_line(f"{job.label} was stopped; the same command resumes it")
+            return reason
+        _write_state(job, replace(state, failure=reason, is_finished=reason is None))
+        if reason is not None:
+            self.print_line(f"FAILED: {job.label}: {reason}; its log is {job.log}")
+        return reason
+
+    def _attempt(self, job: Job, variables: Mapping[str, str]) -> str | None:
         """Trains a job if it isn't trained yet, and evaluates it.
 
         Args:
             job: the job. Floors, i.e. baselines that don't look at the image, are only evaluated.
+            variables: the environment variables of its slot.
 
         Returns:
             None if the job is finished; otherwise the reason in one line.
@@ -185,7 +233,7 @@ class Launcher:
             return reason
         for step in (self._train, self._score) if job.row is not None else (self._score,):
             # Check for changes before each process, since a training may take hours.
-            reason = listing.changed_sources(job, self.spec) or step(job)
+            reason = listing.changed_sources(job, self.spec) or step(job, variables)
             if reason is not None:
                 return reason
         return None
@@ -215,15 +263,16 @@ class Launcher:
             time.sleep(_POLL_S)
         return None
 
-    def _train(self, job: Job) -> str | None:
+    def _train(self, job: Job, variables: Mapping[str, str]) -> str | None:
         # Skip the training of a run that was killed during its evaluation, since it is trained
         # already.
         outcome = workdir.read_outcome(job.train_dir)
         if outcome is not None and outcome.is_complete:
             return None
         job.train_dir.mkdir(exist_ok=True)
-        command = train_command(self.spec, job, self.program.parent / "train.py")
-        code = self.execute_logged(command, job.train_dir, job.log)
+        environment = os.environ | variables
+        command = train_command(self.spec, job, self.program.parent / "train.py", environment)
+        code = self.execute_logged([*_with(variables), *command], job.train_dir, job.log)
         now = workdir.read_outcome(job.train_dir)
         if now is not None and now.is_complete:
             return None
@@ -232,7 +281,7 @@ class Launcher:
         told = now.reason if now is not None and now != outcome and now.reason else None
         return f"training ended with code {code}: {told or last_line(job.log)}"
 
-    def _score(self, job: Job) -> str | None:
+    def _score(self, job: Job, variables: Mapping[str, str]) -> str | None:
         out = job.figures_file(self.spec.split)
         described = {
             "title": job.row,
@@ -252,7 +301,7 @@ class Launcher:
         replace_text(path, json.dumps(described, indent=1) + "\n")
         command = [sys.executable, str(self.program), "--score", str(path)]
         folder = job.folder if job.row is None else job.train_dir
-        code = self.execute_logged(command, folder, job.log)
+        code = self.execute_logged([*_with(variables), *command], folder, job.log)
         # Decide by the results and not by the exit code, since a process may fail after writing
         # them.
         if listing.read_frame_errors(job, self.spec) is not None:
@@ -276,8 +325,44 @@ class Launcher:
         Args:
             line: the line.
         """
-        self.out.write(f"{line}\n")
-        self.out.flush()
+        with self._lock:
+            self.out.write(f"{line}\n")
+            self.out.flush()
+
+
+@dataclass
+class _Progress:
+    """The jobs of a call of `Launcher.run`, which its slots share.
+
+    Attributes:
+        jobs: all jobs.
+        waiting: those that haven't begun, in order.
+        running: those that run.
+        failed: those that failed.
+        stopped: True if a signal has stopped the experiment.
+    """
+
+    jobs: Sequence[Job]
+    waiting: list[Job]
+    running: list[Job] = field(default_factory=list)
+    failed: list[Job] = field(default_factory=list)
+    stopped: bool = False
+
+    def remaining(self, steps: int, num_slots: int) -> str:
+        """Returns the estimated time until all jobs have ended, as `duration` returns it.
+
+        Args:
+            steps: iterations of a run.
+            num_slots: number of jobs that run at the same time.
+        """
+        left = [*self.running, *self.waiting]
+        seconds = total(estimates(left, self.jobs, {}, steps))
+        return duration(seconds and seconds / min(num_slots, len(left)))
+
+
+def _with(variables: Mapping[str, str]) -> list[str]:
+    """Returns the words before a command that run it with further environment variables."""
+    return ["env", *(f"{name}={value}" for name, value in variables.items())] if variables else []
 
 
 def weights_of(job: Job, spec: Spec) -> Path:
@@ -295,16 +380,19 @@ def weights_of(job: Job, spec: Spec) -> Path:
     return job.train_dir / checkpoints.FOLDER / f"iter_{spec.steps}"
 
 
-def train_command(spec: Spec, job: Job, program: Path, *options: str) -> list[str]:
+def train_command(
+    spec: Spec, job: Job, program: Path, environment: Mapping[str, str], *options: str
+) -> list[str]:
     """Returns the command that trains a run, as a list of words for a subprocess.
 
     Args:
         spec: the experiment.
         job: the run.
         program: path of bin/train.py.
+        environment: the environment variables of the command.
         options: further options of bin/train.py; without any, the run is started or resumed.
     """
-    launcher, _ = visible_devices.in_options(spec.launcher, os.environ, takes_first=True)
+    launcher, _ = visible_devices.in_options(spec.launcher, environment, takes_first=True)
     if not any(option.startswith("--master_port=") for option in launcher):
         # Choose a free port, since another job on this machine may use the default port.
         launcher.append(f"--master_port={_free_port()}")
@@ -428,7 +516,7 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
         # Use a temporary folder as the work dir, because a dry run writes nothing to it.
         with tempfile.TemporaryDirectory() as name:
             log = Path(name) / "log.txt"
-            command = train_command(launcher.spec, job, program, "--dry-run")
+            command = train_command(launcher.spec, job, program, os.environ, "--dry-run")
             launcher.execute_logged(command, Path(name), log)
             seconds = seconds_in_report(log.read_text(encoding="utf-8", errors="replace"))
             why = last_line(log)

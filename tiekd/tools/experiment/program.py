@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, spec: Spec | None, program: Path) -> int:
         return _report(spec, every, floors)
     runs.check_recipes(jobs, spec)
     print("\n".join(told), flush=True)
-    launcher = Launcher(spec, program)
+    launcher = Launcher(spec, program, num_slots=args.jobs)
     launcher.catch_signals()
     if args.dry_run:
         return _dry_run(launcher, every, jobs)

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,40 @@ def spec(tmp_path, scenes):
 @pytest.fixture
 def launcher(spec, tmp_path):
     return Launcher(spec, tmp_path / "experiment.py", io.StringIO(), Processes(spec))
+
+
+def test_run_fills_its_slots(spec, tmp_path):
+    """Two jobs run at the same time, each once, with the variables of their slots."""
+    together = threading.Barrier(2, timeout=20)
+    processes, seen = Processes(spec), []
+
+    def execute(command, *arguments):
+        seen.append(command[:2])
+        if "--score" not in command:
+            together.wait()
+        return processes(command, *arguments)
+
+    launcher = Launcher(spec, tmp_path / "experiment.py", io.StringIO(), execute, num_slots=2)
+    planned, of_sets = runs.plan(spec)
+    assert launcher.run([*planned, *of_sets]) == launch.Finished([], False)
+    assert len(processes.trainings) == 6
+    assert len(processes.commands) == 13
+    assert {command[0] for command in seen} == {"env"}
+    told = launcher.out.getvalue().splitlines()
+    assert sorted(line.split("]")[0] for line in told) == [f"[{i}/7" for i in range(1, 8)]
+
+
+def test_slots_stop_together(spec, tmp_path):
+    """A signal ends both slots; what failed before is named, and nothing else begins."""
+    processes = Processes(spec)
+    processes.stopped_by = signal.SIGTERM
+    launcher = Launcher(spec, tmp_path / "experiment.py", io.StringIO(), processes, num_slots=2)
+    planned, _ = runs.plan(spec)
+    assert launcher.run(planned) == launch.Finished([], True)
+    assert 1 <= len(processes.commands) <= 2
+    processes.stopped_by = None
+    again = Launcher(spec, tmp_path / "experiment.py", io.StringIO(), processes, num_slots=2)
+    assert again.run(planned) == launch.Finished([], False)
 
 
 def test_run_trains_and_scores_each_job_once(launcher, spec):
@@ -232,7 +267,7 @@ def test_train_command_takes_first_visible_device(spec, monkeypatch):
     monkeypatch.setattr(visible_devices, "_uuids", lambda: ["GPU-a", "GPU-b", "GPU-c", "GPU-d"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     job = runs.plan(spec)[0][0]
-    command = launch.train_command(spec, job, "bin/train.py")
+    command = launch.train_command(spec, job, "bin/train.py", os.environ)
     assert command[3:5] == ["--include", "localhost:2"]
     assert not any(word.startswith("--num_gpus") for word in command)
 
@@ -241,7 +276,7 @@ def test_train_command_resumes_by_itself(spec, monkeypatch):
     """The command runs the launcher on a free port, and resumes if there is a checkpoint."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     job = runs.plan(spec)[0][0]
-    command = launch.train_command(spec, job, "bin/train.py")
+    command = launch.train_command(spec, job, "bin/train.py", os.environ)
     assert command[1:4] == ["-m", "deepspeed.launcher.runner", "--num_gpus=1"]
     assert command[4].startswith("--master_port=")
     assert command[5:11] == [

@@ -30,7 +30,7 @@ def start(tmp_path, scenes, monkeypatch):
 
     def start(spec=spec, **options):
         given = {"only": [], "report": False, "dry_run": False, "power": False, "score": None}
-        given["latency"] = False
+        given |= {"latency": False, "jobs": 1}
         args = argparse.Namespace(**{**given, **options})
         return program.run(args, spec, tmp_path / "experiment.py")
 
