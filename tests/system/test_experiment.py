@@ -116,13 +116,16 @@ def newest(folder: Path) -> int:
 
 @pytest.mark.long
 def test_experiment_killed_three_times_has_table_of_unbroken_one(tmp_path, ground):
-    """Three kills, at a run, at an evaluation and of all processes, change no byte of the table."""
+    """Three kills, at runs, at an evaluation and of all processes, change no byte of the table.
+
+    Nor does `--jobs 2`.
+    """
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     specs = {folder: write(folder, ground) for folder in (broken, whole)}
 
-    def kill(condition, everything: bool) -> None:
+    def kill(condition, everything: bool, *options: str) -> None:
         """Kills the experiment, or all of its processes, and sees that none is left."""
-        with programs.Program([EXPERIMENT, specs[broken]], fresh=True) as program:
+        with programs.Program([EXPERIMENT, specs[broken], *options], fresh=True) as program:
             program.wait_until(condition)
             hit = processes_of(broken) if everything else [psutil.Process(program.process.pid)]
             for process in hit:
@@ -132,7 +135,7 @@ def test_experiment_killed_three_times_has_table_of_unbroken_one(tmp_path, groun
             _, alive = psutil.wait_procs(processes_of(broken), timeout=120)
             assert alive == []
 
-    kill(lambda: newest(broken) >= 3, everything=False)
+    kill(lambda: newest(broken) >= 3, False, "--jobs", "2")
     assert finished(broken) == []
     kill(lambda: len(finished(broken)) == 1 and newest(broken) >= 3, everything=True)
     kill(
@@ -141,8 +144,8 @@ def test_experiment_killed_three_times_has_table_of_unbroken_one(tmp_path, groun
     )
     before = {path: path.stat().st_mtime_ns for path in finished(broken)}
     assert before
-    for spec in (specs[broken], specs[whole]):
-        result = programs.finish([EXPERIMENT, spec], fresh=True)
+    for spec, options in ((specs[broken], ["--jobs", "2"]), (specs[whole], [])):
+        result = programs.finish([EXPERIMENT, spec, *options], fresh=True)
         assert result.code == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert len(finished(broken)) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
