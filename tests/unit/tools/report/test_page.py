@@ -133,7 +133,7 @@ def test_document_of_agreement_is_labelled_everywhere(agreeing):
     assert "<h2>Errors</h2>" not in document
     assert f"Validation: abs_rel ({LABEL})" in document
     assert agreeing.agreement is None
-    assert "the median map of the teacher&#x27;s depth of some training frames" in document
+    assert "The median map is that of the teacher&#x27;s depth of some training frames" in document
     assert agreeing.validation.measured.floor["abs_rel"] > 0
 
 

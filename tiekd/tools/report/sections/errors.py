@@ -37,10 +37,12 @@ def errors_section(content: Content) -> list[Markup]:
             count = f"{len(other.measured.frames)} of {other.num_split_frames}"
             rows.append((f"{count} {what}", *_metric_cells(other)))
     if found.measured.floor is not None:
-        what = f"the median map of {found.target} of some training frames, which ignores the image"
-        rows.append((f"validation, {what}", *_cells(found.measured.floor)))
+        rows.append(("validation, median map", *_cells(found.measured.floor)))
     head = ("frames", *(f"{key}{unit_of(key)}" for key in metrics.METRIC_NAMES))
     parts.append(table(head, rows, "Metrics, mean over images"))
+    if found.measured.floor is not None:
+        told = f"The median map is that of {found.target} of some training frames"
+        parts.append(tag("p", f"{told}; it ignores the image.", class_="faint"))
     parts.append(_ranges(found))
     if content.agreement is not None:
         parts.append(tag("p", f"The row against the teacher is {LABEL}.", class_="label"))

@@ -18,6 +18,9 @@ def summary_section(content: Content) -> list[Markup]:
     if found is not None:
         figures = found.measured.result.metrics
         tiles += [(f"{key}{unit_of(key)}", f"{figures[key]:.4f}") for key in _TILES]
+        if found.measured.floor is not None:
+            floor = f"{found.measured.floor['abs_rel']:.4f}"
+            tiles.append(("abs_rel of the median map, without an image", floor))
         tiles.append(("validation frames", len(found.measured.frames)))
     tiles.append(("parameters", f"{content.parameters / 1e6:.2f} M"))
     timed = next((each for each in content.timings if each.median_ms is not None), None)
