@@ -42,7 +42,7 @@ from tiekd import console
 from tiekd.errors import CheckpointError
 from tiekd.files import instead_of_file
 from tiekd.models.network import Network
-from tiekd.models.readout import in_strips, resize_to_image
+from tiekd.models.readout import along, in_strips, resize_to_image
 
 KEY = "confidence"  # the record's key in a weights file
 # Confidence is the probability that the true depth differs from the predicted depth by at most this
@@ -78,48 +78,55 @@ class Certainty(NamedTuple):
     sigma: Tensor
 
 
-def tempered(probabilities: Tensor, temperature: float) -> Tensor:
-    """Returns distributions with a temperature applied: p_k^(1/T) / sum_j p_j^(1/T) for each bin k.
+def tempered(probabilities: Tensor, temperature: float, dim: int = 1) -> Tensor:
+    """Returns distributions with a temperature applied, up to a factor in each pixel: p_k^(1/T).
 
     Args:
-        probabilities: (B, K, h, w), summing to 1 over K.
+        probabilities: (B, K, h, w), or with the K bins along another dimension, and up to a factor
+            in each pixel.
         temperature: T, above 0.
+        dim: The bins' dimension.
 
     Returns:
-        (B, K, h, w), summing to 1 over K; `probabilities` itself if T is 1.
+        The same shape, largest value of each pixel 1; `probabilities` itself if T is 1.
     """
     if temperature == 1:
         return probabilities
     # Divide by the largest probability of each pixel first. Otherwise, with a small T, all powers
     # of a wide distribution would underflow to 0.
-    powers = (probabilities / probabilities.amax(1, keepdim=True)) ** (1 / temperature)
-    return powers / powers.sum(1, keepdim=True)
+    return (probabilities / probabilities.amax(dim, keepdim=True)) ** (1 / temperature)
 
 
-def certainty(probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: float) -> Tensor:
+def certainty(
+    probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: float, dim: int = 1
+) -> Tensor:
     """Computes confidence and sigma of each pixel, by plain torch operations that can be exported.
 
     Confidence is the probability that the true depth differs from `depth` by at most
     RELATIVE_TOLERANCE times `depth`. Sigma is the root of the expected squared error of `depth`.
 
     Args:
-        probabilities: (B, K, h, w), summing to 1 over K, not tempered.
+        probabilities: (B, K, h, w), not tempered, up to a factor in each pixel.
         depth: (B, 1, h, w), the predicted depth, in the unit of `edges`.
         edges: (K + 1,), edges of the bins, increasing.
         temperature: T, above 0.
+        dim: The dimension of `probabilities` and `depth` that has the bins, 1 or, for (B, h, w, K)
+            and (B, h, w, 1), -1.
 
     Returns:
-        (B, 2, h, w): confidence, 0 to 1; and sigma, in the unit of `edges`.
+        (B, 2, h, w), or the two values along `dim`: confidence, 0 to 1; and sigma, in the unit of
+        `edges`.
     """
-    q = tempered(probabilities, temperature)
-    low, high = (each.view(1, -1, 1, 1) for each in (edges[:-1], edges[1:]))
+    q = tempered(probabilities, temperature, dim)
+    total = q.sum(dim, keepdim=True)
+    low, high = (along(each, dim) for each in (edges[:-1], edges[1:]))
     width, tolerance = high - low, RELATIVE_TOLERANCE * depth
     inside = torch.minimum(high, depth + tolerance) - torch.maximum(low, depth - tolerance)
-    confidence = (q * (inside.clamp_min(0) / width)).sum(1, keepdim=True)
+    confidence = (q * (inside.clamp_min(0) / width)).sum(dim, keepdim=True) / total
     squares = ((low + high) / 2 - depth).square() + width.square() / 12
-    sigma = (q * squares).sum(1, keepdim=True).sqrt()
+    sigma = ((q * squares).sum(dim, keepdim=True) / total).sqrt()
     # Clamp confidence, a sum of probabilities, which rounding could bring above 1.
-    return torch.cat((confidence.clamp_max(1), sigma), dim=1)
+    return torch.cat((confidence.clamp_max(1), sigma), dim=dim)
 
 
 @torch.no_grad()

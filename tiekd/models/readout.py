@@ -25,7 +25,7 @@ REACH = 2
 STRIP_BYTES = 16 << 20
 
 
-def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
+def read_out(probabilities: Tensor, centres: Tensor, readout: str, dim: int = 1) -> Tensor:
     """Computes one depth from each pixel's distribution over depth bins.
 
     Args:
@@ -33,9 +33,10 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
         centres: (K,), bin centres, metres.
         readout: "mean", the mean over all bins; "mode", the centre of the most probable bin;
             "local", the mean over the most probable bin and the REACH bins on each side of it.
+        dim: the dimension of the bins, 1 or, for (B, h, w, K), -1.
 
     Returns:
-        (B, 1, h, w), metres.
+        (B, 1, h, w), or (B, h, w, 1) if the bins are last, metres.
 
     Raises:
         RecipeError: the readout is unknown.
@@ -43,11 +44,26 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str) -> Tensor:
     if readout not in READOUTS:
         raise RecipeError(f"readout: got {readout!r}; allowed: {', '.join(READOUTS)}")
     if readout == "mode":
-        return centres[probabilities.argmax(1, keepdim=True)]
+        return centres[probabilities.argmax(dim, keepdim=True)]
     if readout == "local":
-        probabilities = torch.where(_near_mode(probabilities), probabilities, 0)
-    weighted = (probabilities * centres.view(1, -1, 1, 1)).sum(1, keepdim=True)
-    return weighted / probabilities.sum(1, keepdim=True)
+        probabilities = torch.where(_near_mode(probabilities, dim), probabilities, 0)
+    weighted = (probabilities * along(centres, dim)).sum(dim, keepdim=True)
+    return weighted / probabilities.sum(dim, keepdim=True)
+
+
+def along(values: Tensor, dim: int) -> Tensor:
+    """Returns one value per bin as a view that multiplies distributions whose bins are along `dim`.
+
+    Args:
+        values: (K,).
+        dim: 1 for distributions (B, K, h, w), 3 or -1 for (B, h, w, K).
+
+    Returns:
+        (1, K, 1, 1) or (1, 1, 1, K).
+    """
+    shape = [1] * 4
+    shape[dim] = -1
+    return values.view(shape)
 
 
 def margin(probabilities: Tensor) -> Tensor:
@@ -165,14 +181,15 @@ def _aligned_index(coarse: int, fine: int, device: torch.device) -> Tensor:
     return (2 * torch.arange(fine, device=device) * (coarse - 1) + last) // max(2 * last, 1)
 
 
-def _near_mode(probabilities: Tensor) -> Tensor:
+def _near_mode(probabilities: Tensor, dim: int) -> Tensor:
     """Returns a mask of each pixel's most probable bin and the REACH bins on each side of it.
 
     Args:
         probabilities: (B, K, h, w), distributions over K bins.
+        dim: the dimension of the bins, 1 or -1.
 
     Returns:
-        (B, K, h, w) bool.
+        bool, shape of `probabilities`.
     """
-    bins = torch.arange(probabilities.shape[1], device=probabilities.device).view(1, -1, 1, 1)
-    return (bins - probabilities.argmax(1, keepdim=True)).abs() <= REACH
+    bins = along(torch.arange(probabilities.shape[dim], device=probabilities.device), dim)
+    return (bins - probabilities.argmax(dim, keepdim=True)).abs() <= REACH

@@ -42,9 +42,22 @@ def test_tempered_is_softmax_of_divided_logits():
     for temperature in (0.02, 0.5, 4.0):
         wanted = (logits / temperature).softmax(1)
         found = confidence.tempered(logits.softmax(1), temperature)
+        found = found / found.sum(1, keepdim=True)
         assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-7)
     probabilities = logits.softmax(1)
     assert confidence.tempered(probabilities, 1.0) is probabilities
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_certainty_of_weights_with_bins_last(temperature):
+    """The layout and a factor in each pixel change neither confidence nor sigma."""
+    torch.manual_seed(0)
+    p, depth = torch.randn(2, len(EDGES) - 1, 3, 4).softmax(1), 4 + torch.rand(2, 1, 3, 4)
+    wanted = confidence.certainty(p, depth, EDGES, temperature)
+    weights = (p * (0.1 + torch.rand(2, 1, 3, 4))).permute(0, 2, 3, 1).contiguous()
+    found = confidence.certainty(weights, depth.permute(0, 2, 3, 1), EDGES, temperature, -1)
+    assert found.shape == (2, 3, 4, 2)
+    assert torch.allclose(found.permute(0, 3, 1, 2), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -15,7 +15,7 @@ for images of any size, if the working resolution depends on the image's size.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import linear
 
 from tiekd.data import focal as focals
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -163,20 +163,24 @@ class Deployed(nn.Module):
     def _depth_and_certainty(
         self, head: Dpm, features: Tensor, focal: Tensor | None
     ) -> list[Tensor]:
-        logits = conv2d(features, head.weight, head.bias).float()
+        # Compute the head's convolution as a matrix product whose last dimension is that of the
+        # bins. With the bins of a pixel side by side in memory, the sums over them take a quarter
+        # of the time in ONNX Runtime on a CPU.
+        logits = linear(features.permute(0, 2, 3, 1), head.weight.flatten(1), head.bias).float()
         # Compute unnormalised probabilities. Subtracting the largest logit avoids overflow and
         # underflow of their sum, and one division per pixel then normalises the result. Use sums
-        # instead of matrix products, which may run in TF32.
-        unscaled = (logits - logits.amax(1, keepdim=True)).exp()
-        depth = read_out(unscaled, bin_centres(head.edges), self.readout)
-        depth = self.network.in_metres(depth, focal)
+        # for the mean instead of a matrix product, which may run in TF32.
+        unscaled = (logits - logits.amax(-1, keepdim=True)).exp()
+        depth = read_out(unscaled, bin_centres(head.edges), self.readout, dim=-1)
+        depth = self.network.in_metres(depth.squeeze(-1).unsqueeze(1), focal)
         if self.temperature is None:
             return [depth]
-        probabilities = unscaled / unscaled.sum(1, keepdim=True)
         camera = self.network.canonical
         own = depth if camera is None else camera.from_metres(depth, focal)
-        found = certainty(probabilities, own, head.edges, self.temperature)
-        confidence, sigma = found.split(1, dim=1)
+        found = certainty(
+            unscaled, own.squeeze(1).unsqueeze(-1), head.edges, self.temperature, dim=-1
+        )
+        confidence, sigma = found.permute(0, 3, 1, 2).contiguous().split(1, dim=1)
         if camera is not None:
             sigma = camera.to_metres(sigma, focal)
         return [depth, confidence, sigma]

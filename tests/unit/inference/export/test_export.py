@@ -103,6 +103,28 @@ def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
         assert (sigma - wanted.sigma).abs()[same].max() < 1e-3
 
 
+def test_onnx_sums_over_the_bins_lie_side_by_side(tmp_path):
+    """No reduction runs over an inner dimension of many values, and no softmax is transposed."""
+    import onnx
+
+    torch.manual_seed(0)
+    path = tmp_path / "student.onnx"
+    write(path, build_network(LITE).eval(), LITE, confidence=True, size=(32, 64))
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in graph.value_info
+    }
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    reductions = [node for node in graph.node if node.op_type in ("ReduceMax", "ReduceSum")]
+    over_bins = [node for node in reductions if 33 in shapes[node.input[0]]]
+    assert len(over_bins) >= 5
+    for node in over_bins:
+        assert constants[node.input[1]].tolist() in ([-1], [3])
+        assert shapes[node.input[0]][3] == 33
+    assert "Softmax" not in {node.op_type for node in graph.node}
+
+
 @pytest.mark.parametrize("size", [SMALL, ODD])
 @pytest.mark.parametrize("kind", ["dpm", "sigmoid"])
 def test_export_onnx_fixed_size_equals_network(tmp_path, request, kind, size):
