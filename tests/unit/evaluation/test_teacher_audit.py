@@ -212,12 +212,26 @@ def test_judge_exchanged_channels(frames):
 
 
 def test_judge_noise_with_exchanged_channels(frames):
-    """Noise that disturbs less with exchanged channels tells them without ground truth."""
-    worse = [replace(f, noise_change=(0.06 + 0.001 * f.index, 0.04)) for f in frames]
-    assert _judge(worse, False).kinds == ["bgr"]
-    assert _judge(worse, True).kinds == []
-    better = [replace(f, noise_change=(0.04, 0.06 + 0.001 * f.index)) for f in frames]
-    assert _judge(better, False).kinds == []
+    """Noise that disturbs less with exchanged channels tells them without ground truth.
+
+    It doesn't if the teacher's depth hardly changes when they are exchanged.
+    """
+
+    def kinds(change: float, noise: float, swapped_noise: float, with_truth: bool = False) -> list:
+        changed = [
+            replace(
+                frame,
+                swapped=(1 + change) * frame.depth,
+                noise_change=(noise + 0.001 * frame.index, swapped_noise + 0.001 * frame.index),
+            )
+            for frame in frames
+        ]
+        return _judge(changed, with_truth).kinds
+
+    assert kinds(0.08, 0.06, 0.04) == ["bgr"]
+    assert kinds(0.08, 0.06, 0.04, with_truth=True) == []
+    assert kinds(0.08, 0.04, 0.06) == []
+    assert kinds(0.04, 0.06, 0.04) == []
 
 
 def test_judge_covered_side(frames):

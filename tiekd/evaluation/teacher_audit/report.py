@@ -3,7 +3,7 @@
 import math
 
 from tiekd.evaluation.teacher_audit.observe import ZOOM
-from tiekd.evaluation.teacher_audit.verdict import Verdict
+from tiekd.evaluation.teacher_audit.verdict import Limits, Verdict
 
 _LINES = (
     ("median_m", "median depth, m", "{:.3g}"),
@@ -32,9 +32,6 @@ _LINES = (
     ("truth_own_z", "error: own against other frames', std. errors", "{:.1f}"),
     ("truth_swap_t", "error: BGR against RGB, std. errors", "{:.1f}"),
 )
-# A teacher whose depth changes less than this if red and blue are exchanged hardly uses colours, so
-# whether its input should be BGR or RGB can't be measured.
-_COLOUR_BLIND = 0.05
 # A teacher is called scale-equivariant if enlarging the image changes depth, compared with the
 # enlarged depth map, by a factor whose |logarithm| is at most this.
 _EQUIVARIANT = 0.1
@@ -80,7 +77,7 @@ def undecided(verdict: Verdict) -> list[str]:
     if "bgr" not in verdict.kinds:
         if not math.isfinite(swap):
             found.append("red and blue exchanged (BGR); stored maps can't show it")
-        elif swap < _COLOUR_BLIND:
+        elif swap <= Limits.swap:
             found.append(
                 f"red and blue exchanged (BGR); the teacher's depth changes by {swap:.1%} only"
             )

@@ -59,6 +59,9 @@ class Limits:
             multiplies the error by less than this.
         mirror_ratio: Mirrored maps are suspected only if mirroring the maps multiplies their error
             by less than this.
+        swap: Without ground truth, exchanged colour channels are suspected only if exchanging red
+            and blue changes depth by more than this fraction. A teacher that was trained with
+            strong changes of colour hardly distinguishes them.
         noise_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
             the image changes depth by more than this factor times the change with red and blue
             exchanged.
@@ -89,6 +92,7 @@ class Limits:
     min_map_difference: float = 0.04
     swap_ratio: float = 0.93
     mirror_ratio: float = 0.8
+    swap: float = 0.05
     noise_ratio: float = 1.1
     response: float = 0.4
     levels: int = 256
@@ -455,7 +459,8 @@ def _without_truth(
         elif figures["own_z"] < limits.own_z and figures["variety"] > limits.min_map_difference:
             text = "their edges fit their own images no better than others'"
             found.append(Suspicion("foreign", f"maps of other frames: {text}"))
-    if figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.noise_ratio:
+    is_restless = figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.noise_ratio
+    if is_restless and figures["swap"] > limits.swap:
         text = (
             f"noise changes depth {figures['unrest_ratio']:.2f} times as much as with them swapped"
         )
