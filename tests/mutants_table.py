@@ -4017,11 +4017,19 @@ if passed_over:
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(
+        "dry_run_of_parallel_jobs_adds_their_times",
+        "tiekd.tools.experiment.durations",
+        "total",
+        "sum(seconds) / max(1, min(num_slots, len(seconds)))",
+        "sum(seconds)",
+        ("tests/unit/tools/experiment/test_launch.py",),
+    ),
+    Mutant(
         "stopped_attempts_took_no_time",
         "tiekd.tools.experiment.launch",
         "Launcher._run_job",
-        "state = State(job.label, job.key, state.seconds + time.monotonic() - started)",
-        "state = State(job.label, job.key, time.monotonic() - started)",
+        "state = states.State(job.label, job.key, state.seconds + time.monotonic() - started)",
+        "state = states.State(job.label, job.key, time.monotonic() - started)",
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from tiekd.config.recipe import load_recipe
 from tiekd.distributed import visible_devices
 from tiekd.files import replace_text
+from tiekd.tools.experiment import durations, states
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import Job
 from tiekd.tools.experiment.slots import variables_of_slots
@@ -34,57 +34,10 @@ from tiekd.tools.experiment.spec import Spec
 from tiekd.tools.supervise import run_once
 from tiekd.workdir import checkpoints, workdir
 
-_STATE = "run.json"
 _LONGEST_REASON = 300
 _EARLIER_RANKS_LEAVE_S = 90.0  # seconds in which ranks whose experiment was killed save and exit
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
-
-@dataclass(frozen=True)
-class State:
-    """The progress of a job, stored in run.json in the job's folder.
-
-    A job is a run, or the evaluation of floors, i.e. of baselines that don't look at the image.
-
-    Attributes:
-        label: the job's name for the user.
-        key: the job's key, a digest of its inputs.
-        seconds: wall time of all attempts so far, also of stopped and killed ones.
-        failure: why the last attempt failed, in one line; None if it didn't.
-        is_finished: True if the last attempt has finished the job.
-        began: when the present attempt began, in seconds since the epoch; None if none runs.
-    """
-
-    label: str
-    key: str
-    seconds: float = 0.0
-    failure: str | None = None
-    is_finished: bool = False
-    began: float | None = None
-
-
-def read_state(job: Job) -> State:
-    """Reads the state of a job from run.json in the job's folder.
-
-    If the file is missing, damaged or of another job, the result is the state of a job that hasn't
-    begun. An attempt that was killed couldn't record its duration; it is taken to have lasted from
-    its start to the last write to its log.
-
-    Args:
-        job: the job.
-    """
-    try:
-        found = State(**json.loads((job.folder / _STATE).read_text(encoding="utf-8")))
-        if found.key != job.key:
-            return State(job.label, job.key)
-        if found.began is None:
-            return found
-        last_sign = job.log.stat().st_mtime if job.log.exists() else found.began
-        seconds = found.seconds + max(0.0, last_sign - found.began)
-        return replace(found, seconds=seconds, began=None)
-    except (OSError, ValueError, TypeError):
-        return State(job.label, job.key)
 
 
 class Finished(NamedTuple):
@@ -127,6 +80,7 @@ class Launcher:
         self.out = out
         self.execute = execute
         self.received_signals: list[int] = []
+        self.num_slots = num_slots
         self._slots = variables_of_slots(num_slots, spec.launcher, os.environ)
         self._lock = threading.Lock()  # held while a slot takes a job, and while a line is printed
 
@@ -202,18 +156,18 @@ class Launcher:
             None if the job is finished; otherwise the reason in one line.
         """
         started = time.monotonic()
-        state = read_state(job)
+        state = states.read(job)
         job.folder.mkdir(parents=True, exist_ok=True)
         # Write the state first, so that the folder of a killed run states which run it is.
-        _write_state(job, replace(state, began=time.time()))
+        states.write(job, replace(state, began=time.time()))
         reason = self._attempt(job, variables)
         # Add the time of this attempt to that of earlier attempts, which trained a part of the run.
-        state = State(job.label, job.key, state.seconds + time.monotonic() - started)
+        state = states.State(job.label, job.key, state.seconds + time.monotonic() - started)
         if self.received_signals and reason is not None:
-            _write_state(job, state)
+            states.write(job, state)
             self.print_line(f"{job.label} was stopped; the same command resumes it")
             return reason
-        _write_state(job, replace(state, failure=reason, is_finished=reason is None))
+        states.write(job, replace(state, failure=reason, is_finished=reason is None))
         if reason is not None:
             self.print_line(f"FAILED: {job.label}: {reason}; its log is {job.log}")
         return reason
@@ -349,15 +303,15 @@ class _Progress:
     stopped: bool = False
 
     def remaining(self, steps: int, num_slots: int) -> str:
-        """Returns the estimated time until all jobs have ended, as `duration` returns it.
+        """Returns the estimated time until all jobs have ended, as `durations.text` returns it.
 
         Args:
             steps: iterations of a run.
             num_slots: number of jobs that run at the same time.
         """
         left = [*self.running, *self.waiting]
-        seconds = total(estimates(left, self.jobs, {}, steps))
-        return duration(seconds and seconds / min(num_slots, len(left)))
+        seconds = durations.estimates(left, self.jobs, {}, steps)
+        return durations.text(durations.total(seconds, num_slots))
 
 
 def _with(variables: Mapping[str, str]) -> list[str]:
@@ -428,73 +382,6 @@ def last_line(log: Path) -> str:
     return kept[-1][:_LONGEST_REASON] if kept else "its log is empty"
 
 
-def _write_state(job: Job, state: State) -> None:
-    replace_text(job.folder / _STATE, json.dumps(vars(state), indent=1) + "\n")
-
-
-def estimates(
-    left: Sequence[Job],
-    every: Sequence[Job],
-    measured: dict[tuple[str, str | None], float],
-    steps: int,
-) -> list[float | None]:
-    """Estimates the remaining seconds of jobs from those that finished jobs took.
-
-    A job is expected to take the mean time of the finished jobs with the same row (a recipe with
-    overrides) on the same set of data. If there are none, it is the mean over all rows. Iterations
-    up to a run's newest checkpoint are subtracted.
-
-    Args:
-        left: the jobs to estimate.
-        every: all jobs of the experiment, of which the finished ones are used.
-        measured: (set, row) -> seconds measured by a dry run, for rows of which no run is finished.
-        steps: iterations of a run.
-
-    Returns:
-        For each job of `left` its seconds; None if no time is known.
-    """
-    # Collect the times of finished jobs by row and set.
-    waiting = {job.folder for job in left}
-    took: dict[tuple[str, str | None], list[float]] = {}
-    for job in every:
-        state = read_state(job)
-        # Use finished jobs only, since interrupted and failed ones took a part of the time.
-        if job.folder not in waiting and state.is_finished and state.seconds:
-            took.setdefault((job.set, job.row), []).append(state.seconds)
-    means = measured | {of: sum(values) / len(values) for of, values in took.items()}
-    known = list(means.values())
-    # Estimate a row without a finished run by the mean of the other rows.
-    fallback = sum(known) / len(known) if known else None
-    whole = [means.get((job.set, job.row), fallback) for job in left]
-    return [
-        seconds and seconds * (1 - min(1.0, _newest_iteration(job) / steps))
-        for seconds, job in zip(whole, left, strict=True)
-    ]
-
-
-def _newest_iteration(job: Job) -> int:
-    found = checkpoints.newest_first(job.train_dir / checkpoints.FOLDER)
-    return max(map(checkpoints.iteration_of, found), default=0)
-
-
-def total(seconds: Sequence[float | None]) -> float | None:
-    """Returns the sum of estimated seconds; None if an estimate is None.
-
-    Args:
-        seconds: the estimates.
-    """
-    return None if None in seconds else sum(seconds)
-
-
-def duration(seconds: float | None) -> str:
-    """Returns a duration as text, such as "about 0:12:00"; "not known yet" for None.
-
-    Args:
-        seconds: the duration; None if unknown.
-    """
-    return "not known yet" if seconds is None else f"about {timedelta(seconds=round(seconds))}"
-
-
 def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | None], float]:
     """Measures the time of a training for each row and set, by `bin/train.py --dry-run`.
 
@@ -518,35 +405,13 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
             log = Path(name) / "log.txt"
             command = train_command(launcher.spec, job, program, os.environ, "--dry-run")
             launcher.execute_logged(command, Path(name), log)
-            seconds = seconds_in_report(log.read_text(encoding="utf-8", errors="replace"))
+            seconds = durations.in_report(log.read_text(encoding="utf-8", errors="replace"))
             why = last_line(log)
         if seconds is None:
             launcher.print_line(f"{job.label} could not be measured: {why}")
         else:
             found[job.set, job.row] = seconds
     return found
-
-
-def seconds_in_report(report: str) -> float | None:
-    """Reads the seconds of training and evaluations together from the report of a dry run.
-
-    Args:
-        report: the report of `bin/train.py --dry-run`.
-
-    Returns:
-        The seconds; None if the report doesn't state them.
-    """
-    match = re.search(
-        r"^ETA: (?:(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)|([\d.]+) s) for training", report, re.M
-    )
-    if match is None:
-        return None
-    # Convert the text to seconds: below a minute the report has seconds, otherwise days, hours,
-    # minutes and seconds.
-    if match[5] is not None:
-        return float(match[5])
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups()[:4])
-    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def test_list_of(spec: Spec, job: Job) -> Path | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tiekd.distributed import hostfile, visible_devices
 from tiekd.distributed.entrypoint import STOPPED_CODE
 from tiekd.errors import LaunchError
-from tiekd.tools.experiment import launch, networks, report, runs, score, table
+from tiekd.tools.experiment import durations, launch, networks, report, runs, score, table
 from tiekd.tools.experiment.launch import Launcher
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
 from tiekd.tools.experiment.spec import Spec, row_of
@@ -168,10 +168,10 @@ def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> i
     if unknown:
         print("Measuring one training of each row and set ...", flush=True)
         measured = launch.measure(launcher, unknown)
-    seconds = launch.estimates(left, every, measured, spec.steps)
+    seconds = durations.estimates(left, every, measured, spec.steps)
     for job, each in zip(left, seconds, strict=True):
-        print(f"{job.label}: {launch.duration(each)} ({job.folder})")
-    expected = launch.duration(launch.total(seconds))
+        print(f"{job.label}: {durations.text(each)} ({job.folder})")
+    expected = durations.text(durations.total(seconds, launcher.num_slots))
     print(
         f"{len(left)} runs are left, {len(jobs) - len(left)} are finished; {expected}, without the "
         "start of each program"

@@ -18,7 +18,7 @@ from tiekd.evaluation.floors import NAMES as FLOORS
 from tiekd.evaluation.frame_figures import FIGURES, FrameFigures
 from tiekd.evaluation.intervals import Comparison, Interval
 from tiekd.evaluation.range_errors import bounds_m
-from tiekd.tools.experiment import launch, networks, score
+from tiekd.tools.experiment import launch, networks, score, states
 from tiekd.tools.experiment import runs as listing
 from tiekd.tools.experiment.runs import PILOT_SEEDS, Job
 from tiekd.tools.experiment.spec import Spec, row_of
@@ -175,7 +175,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
     # Find the missing runs, which have failed, haven't been tried, or have been interrupted.
     every = [*runs, *floors]
     missing = [job for job in every if listing.read_frame_errors(job, spec) is None]
-    failed = [job for job in missing if launch.read_state(job).failure is not None]
+    failed = [job for job in missing if states.read(job).failure is not None]
     table = {
         "experiment": spec.path.stem,
         "split": spec.split,
@@ -188,7 +188,7 @@ def compute(spec: Spec, runs: Sequence[Job], floors: Sequence[Job]) -> dict:
         "failed": [
             {
                 "run": job.label,
-                "reason": launch.read_state(job).failure,
+                "reason": states.read(job).failure,
                 "log": str(job.log.relative_to(spec.folder.absolute())),
             }
             for job in failed

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from support import small_experiment
 
 from tiekd.distributed import visible_devices
 from tiekd.evaluation import floors
-from tiekd.tools.experiment import launch, runs
+from tiekd.tools.experiment import durations, launch, runs, states
 from tiekd.tools.experiment.launch import Launcher
 
 
@@ -144,11 +145,11 @@ def test_run_names_failed_run_and_goes_on(launcher, spec):
         "FAILED: streets/old seed 0: training ended with code 2: LossError: too bad; its log is "
         f"{planned[1].log}"
     )
-    assert launch.read_state(planned[1]).failure.endswith("LossError: too bad")
+    assert states.read(planned[1]).failure.endswith("LossError: too bad")
     # The next call tries it again, and forgets the failure when it succeeds.
     launcher.execute.broken = ""
     assert launcher.run(planned).failed == []
-    assert launch.read_state(planned[1]).failure is None
+    assert states.read(planned[1]).failure is None
 
 
 def test_run_of_changed_recipe_is_not_started(launcher, spec, tmp_path):
@@ -207,7 +208,7 @@ def test_run_stops_when_asked(launcher, spec):
     assert launcher.run(planned) == launch.Finished([], True)
     assert len(launcher.execute.commands) == 1
     assert "streets/new seed 0 was stopped" in launcher.out.getvalue()
-    assert launch.read_state(planned[0]).failure is None
+    assert states.read(planned[0]).failure is None
     assert launcher.run(planned).stopped
     assert len(launcher.execute.commands) == 1
 
@@ -227,19 +228,19 @@ def test_seconds_count_all_attempts(launcher, spec, monkeypatch):
     launcher.execute = slow
     execute.stopped_by = signal.SIGTERM
     launcher.run([job])
-    assert launch.read_state(job) == launch.State(job.label, job.key, 10.0)
+    assert states.read(job) == states.State(job.label, job.key, 10.0)
     # A killed attempt has written its beginning alone; its log ends 7 s later.
-    began = launch.replace(launch.read_state(job), began=2000.0)
-    launch._write_state(job, began)
+    began = replace(states.read(job), began=2000.0)
+    states.write(job, began)
     job.log.write_text("")
     os.utime(job.log, (2007.0, 2007.0))
-    assert launch.read_state(job).seconds == 17.0
+    assert states.read(job).seconds == 17.0
     launcher.received_signals.clear()
     execute.stopped_by = None
     assert launcher.run([job]) == launch.Finished([], False)
     # Training and evaluation took 10 s each.
-    finished = launch.State(job.label, job.key, 37.0, is_finished=True)
-    assert launch.read_state(job) == finished
+    finished = states.State(job.label, job.key, 37.0, is_finished=True)
+    assert states.read(job) == finished
 
 
 def test_run_waits_for_ranks_of_killed_experiment(launcher, spec, monkeypatch):
@@ -303,20 +304,23 @@ def test_estimates_are_means_of_equal_rows(spec):
     planned, _ = runs.plan(spec)
     for job, seconds in zip(planned[:3], (10.0, 60.0, 20.0), strict=True):
         job.folder.mkdir(parents=True)
-        launch._write_state(job, launch.State(job.label, job.key, seconds, is_finished=True))
+        states.write(job, states.State(job.label, job.key, seconds, is_finished=True))
     left = planned[3:]
-    assert launch.estimates(left, planned, {}, 4) == [60.0, 15.0, 60.0]
+    assert durations.estimates(left, planned, {}, 4) == [60.0, 15.0, 60.0]
     measured = {("streets", "old"): 7.0}
-    assert launch.estimates(planned, planned, measured, 4) == [7.0] * 6
-    assert launch.estimates(planned, planned, {}, 4) == [None] * 6
+    assert durations.estimates(planned, planned, measured, 4) == [7.0] * 6
+    assert durations.estimates(planned, planned, {}, 4) == [None] * 6
     # A run that was interrupted at 3 of 4 iterations needs a quarter of the time, and its own time
     # so far is no example.
     (left[0].train_dir / "checkpoints" / "iter_3").mkdir(parents=True)
-    launch._write_state(left[0], launch.State(left[0].label, left[0].key, 500.0))
-    assert launch.estimates(left, planned, {}, 4) == [15.0, 15.0, 60.0]
-    assert launch.estimates(left[1:], planned, {}, 4) == [15.0, 60.0]
-    assert launch.duration(launch.total([60.0, 15.0])) == "about 0:01:15"
-    assert launch.duration(launch.total([60.0, None])) == "not known yet"
+    states.write(left[0], states.State(left[0].label, left[0].key, 500.0))
+    assert durations.estimates(left, planned, {}, 4) == [15.0, 15.0, 60.0]
+    assert durations.estimates(left[1:], planned, {}, 4) == [15.0, 60.0]
+    assert durations.text(durations.total([60.0, 15.0], 1)) == "about 0:01:15"
+    assert durations.total([60.0, 15.0, 45.0], 2) == 60.0
+    assert durations.total([60.0], 2) == 60.0
+    assert durations.total([], 2) == 0
+    assert durations.text(durations.total([60.0, None], 2)) == "not known yet"
 
 
 def test_measure_takes_one_run_of_each_row(launcher, spec):
@@ -350,4 +354,4 @@ def test_measure_takes_one_run_of_each_row(launcher, spec):
 )
 def test_seconds_in_report_reads_dry_run(told, seconds):
     """The time that a dry run reports is read in every form that it has."""
-    assert launch.seconds_in_report(told) == seconds
+    assert durations.in_report(told) == seconds
