@@ -4,7 +4,6 @@ A job is a run, or the evaluation of floors, i.e. of baselines that don't look a
 """
 
 import json
-import time
 from dataclasses import dataclass, replace
 
 from tiekd.files import replace_text
