@@ -31,7 +31,6 @@ are processed at a time.
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,46 +77,41 @@ class Certainty(NamedTuple):
     sigma: Tensor
 
 
-def tempered(probabilities: Tensor, temperature: float, dim: int = 1) -> Tensor:
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
     """Returns distributions with a temperature applied, up to a factor in each pixel: p_k^(1/T).
 
     Args:
-        probabilities: (B, K, h, w), or with the K bins along another dimension, and up to a factor
-            in each pixel.
+        probabilities: (B, K, h, w), up to a factor in each pixel.
         temperature: T, above 0.
-        dim: The bins' dimension.
 
     Returns:
-        The same shape, largest value of each pixel 1; `probabilities` itself if T is 1.
+        (B, K, h, w); `probabilities` itself if T is 1, and otherwise with a largest value of 1 in
+        each pixel.
     """
     if temperature == 1:
         return probabilities
     # Divide by the largest probability of each pixel first. Otherwise, with a small T, all powers
     # of a wide distribution would underflow to 0.
-    return (probabilities / probabilities.amax(dim, keepdim=True)) ** (1 / temperature)
+    return (probabilities / probabilities.amax(1, keepdim=True)) ** (1 / temperature)
 
 
-def certainty(
-    probabilities: Tensor, depth: Tensor, edges: Tensor, temperature: float, dim: int = 1
-) -> Tensor:
+def certainty(q: Tensor, depth: Tensor, edges: Tensor, dim: int = 1) -> Tensor:
     """Computes confidence and sigma of each pixel, by plain torch operations that can be exported.
 
     Confidence is the probability that the true depth differs from `depth` by at most
     RELATIVE_TOLERANCE times `depth`. Sigma is the root of the expected squared error of `depth`.
 
     Args:
-        probabilities: (B, K, h, w), not tempered, up to a factor in each pixel.
+        q: (B, K, h, w), the tempered distributions, up to a factor in each pixel.
         depth: (B, 1, h, w), the predicted depth, in the unit of `edges`.
         edges: (K + 1,), edges of the bins, increasing.
-        temperature: T, above 0.
-        dim: The dimension of `probabilities` and `depth` that has the bins, 1 or, for (B, h, w, K)
-            and (B, h, w, 1), -1.
+        dim: The dimension of `q` and `depth` that has the bins: 1 or, for (B, h, w, K) and
+            (B, h, w, 1), -1.
 
     Returns:
         (B, 2, h, w), or the two values along `dim`: confidence, 0 to 1; and sigma, in the unit of
         `edges`.
     """
-    q = tempered(probabilities, temperature, dim)
     total = q.sum(dim, keepdim=True)
     low, high = (along(each, dim) for each in (edges[:-1], edges[1:]))
     width, tolerance = high - low, RELATIVE_TOLERANCE * depth
@@ -158,7 +152,10 @@ def of_features(
     """
     head, camera = network.head, network.canonical
     own = depth if camera is None else camera.from_metres(depth, focal)
-    read = partial(certainty, edges=head.edges, temperature=temperature)
+
+    def read(probabilities: Tensor, depth: Tensor) -> Tensor:
+        return certainty(tempered(probabilities, temperature), depth, head.edges)
+
     confidence, sigma = in_strips(read, features, head.probabilities, own).split(1, dim=1)
     if camera is not None:
         sigma = camera.to_metres(sigma, focal)

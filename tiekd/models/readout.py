@@ -3,7 +3,8 @@
 Training optimises the distribution's mean, which `Network` returns. At object boundaries the
 distribution has two modes, and the mean is a depth between foreground and background at which there
 is no surface. The readouts `mode` and `local` give the depth of the higher mode instead. The
-functions are plain torch operations on whole (B, K, h, w) distributions, so they can be exported.
+functions are plain torch operations on whole (B, K, h, w) distributions, so they can be exported;
+`read_out` also takes (B, h, w, K).
 `in_strips` applies them to strips, i.e. to a few image rows at a time, with about 64 MiB of
 temporary memory at any image size. Not covered: bins that depend on the image.
 """
@@ -29,7 +30,7 @@ def read_out(probabilities: Tensor, centres: Tensor, readout: str, dim: int = 1)
     """Computes one depth from each pixel's distribution over depth bins.
 
     Args:
-        probabilities: (B, K, h, w), summing to 1 over K.
+        probabilities: (B, K, h, w) or, with `dim` -1, (B, h, w, K), up to a factor in each pixel.
         centres: (K,), bin centres, metres.
         readout: "mean", the mean over all bins; "mode", the centre of the most probable bin;
             "local", the mean over the most probable bin and the REACH bins on each side of it.
@@ -185,7 +186,7 @@ def _near_mode(probabilities: Tensor, dim: int) -> Tensor:
     """Returns a mask of each pixel's most probable bin and the REACH bins on each side of it.
 
     Args:
-        probabilities: (B, K, h, w), distributions over K bins.
+        probabilities: (B, K, h, w) or, with `dim` -1, (B, h, w, K), distributions over K bins.
         dim: the dimension of the bins, 1 or -1.
 
     Returns:

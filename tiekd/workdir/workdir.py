@@ -54,6 +54,7 @@ NOT_LEARNED_FROM = (
     "train.timeout_minutes",
     "data.workers",
     "data.timeout_s",
+    "data.decoded",  # the same pixels, decoded before
     "checkpoint.",
     "log.",
     "tensorboard.",

@@ -29,7 +29,9 @@ def pixel(values):
 
 def of_pixel(probabilities, depth, temperature):
     maps = confidence.certainty(
-        pixel(probabilities), torch.full((1, 1, 1, 1), depth), EDGES, temperature
+        confidence.tempered(pixel(probabilities), temperature),
+        torch.full((1, 1, 1, 1), depth),
+        EDGES,
     )
     assert maps.shape == (1, 2, 1, 1)
     return maps.flatten().tolist()
@@ -48,14 +50,13 @@ def test_tempered_is_softmax_of_divided_logits():
     assert confidence.tempered(probabilities, 1.0) is probabilities
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3])
-def test_certainty_of_weights_with_bins_last(temperature):
+def test_certainty_of_weights_with_bins_last():
     """The layout and a factor in each pixel change neither confidence nor sigma."""
     torch.manual_seed(0)
     p, depth = torch.randn(2, len(EDGES) - 1, 3, 4).softmax(1), 4 + torch.rand(2, 1, 3, 4)
-    wanted = confidence.certainty(p, depth, EDGES, temperature)
+    wanted = confidence.certainty(p, depth, EDGES)
     weights = (p * (0.1 + torch.rand(2, 1, 3, 4))).permute(0, 2, 3, 1).contiguous()
-    found = confidence.certainty(weights, depth.permute(0, 2, 3, 1), EDGES, temperature, -1)
+    found = confidence.certainty(weights, depth.permute(0, 2, 3, 1), EDGES, -1)
     assert found.shape == (2, 3, 4, 2)
     assert torch.allclose(found.permute(0, 3, 1, 2), wanted, rtol=1e-5)
 
@@ -78,9 +79,9 @@ def test_certainty_is_a_probability_at_the_ends():
     """A band around all bins has confidence 1, one beside them 0."""
     edges = torch.linspace(9.9, 10.1, 258)
     p = torch.rand(1, 257, 1, 1).softmax(1)
-    sure = confidence.certainty(p, torch.full((1, 1, 1, 1), 10.0), edges, 1.0)[0, 0].item()
+    sure = confidence.certainty(p, torch.full((1, 1, 1, 1), 10.0), edges)[0, 0].item()
     assert 1 - 1e-5 < sure <= 1
-    assert confidence.certainty(p, torch.full((1, 1, 1, 1), 20.0), edges, 1.0)[0, 0].item() == 0
+    assert confidence.certainty(p, torch.full((1, 1, 1, 1), 20.0), edges)[0, 0].item() == 0
 
 
 def test_sigma_grows_and_confidence_falls_with_temperature():

@@ -65,7 +65,8 @@ def test_excess_width_is_not_the_sigma_of_predictions():
     width = spread.half_width(target, EDGES)
     assert float(spread.subtract_target_width(width, depth, target_width, EDGES)) == 0
     for temperature in (1.0, 4.0):
-        _, sigma = confidence.certainty(target, depth, EDGES, temperature).flatten().tolist()
+        q = confidence.tempered(target, temperature)
+        _, sigma = confidence.certainty(q, depth, EDGES).flatten().tolist()
         assert sigma == pytest.approx(0.5 * temperature**0.5, rel=0.05)
 
 

@@ -78,8 +78,10 @@ def undecided(verdict: Verdict) -> list[str]:
         if not math.isfinite(swap):
             found.append("red and blue exchanged (BGR); stored maps can't show it")
         elif swap <= Limits.swap:
+            seldom = " and so it seldom shows" if has_truth else ""
             found.append(
                 f"red and blue exchanged (BGR); the teacher's depth changes by {swap:.1%} only"
+                f"{seldom}"
             )
         elif not has_truth:
             found.append(

@@ -61,7 +61,7 @@ class Limits:
             by less than this.
         swap: Without ground truth, exchanged colour channels are suspected only if exchanging red
             and blue changes depth by more than this fraction. A teacher that was trained with
-            strong changes of colour hardly distinguishes them.
+            strong changes of colour may be calmer with them exchanged.
         noise_ratio: Without ground truth, exchanged colour channels are suspected only if noise in
             the image changes depth by more than this factor times the change with red and blue
             exchanged.
@@ -459,8 +459,8 @@ def _without_truth(
         elif figures["own_z"] < limits.own_z and figures["variety"] > limits.min_map_difference:
             text = "their edges fit their own images no better than others'"
             found.append(Suspicion("foreign", f"maps of other frames: {text}"))
-    is_restless = figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.noise_ratio
-    if is_restless and figures["swap"] > limits.swap:
+    is_calmer = figures["unrest_t"] > limits.t and figures["unrest_ratio"] > limits.noise_ratio
+    if is_calmer and figures["swap"] > limits.swap:
         text = (
             f"noise changes depth {figures['unrest_ratio']:.2f} times as much as with them swapped"
         )

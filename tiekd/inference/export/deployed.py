@@ -7,7 +7,7 @@ nearest value if it is near the mode. The DPM head's own kernel works in tiles w
 backward pass, which no exporter supports, so the same arithmetic is written here in plain
 operators.
 
-Cost: with a DPM head about three (B, K, h, w) float32 tensors at the working resolution, so this is
+Cost: with a DPM head about five (B, h, w, K) float32 tensors at the working resolution, so this is
 for export, not for training. Per image side there is one resizing matrix, (working side, image
 side), which a graph of fixed size contains (12 megapixels to 192x640: 12 MB). Not covered: a graph
 for images of any size, if the working resolution depends on the image's size.
@@ -170,16 +170,17 @@ class Deployed(nn.Module):
         # Compute unnormalised probabilities. Subtracting the largest logit avoids overflow and
         # underflow of their sum, and one division per pixel then normalises the result. Use sums
         # for the mean instead of a matrix product, which may run in TF32.
-        unscaled = (logits - logits.amax(-1, keepdim=True)).exp()
+        logits = logits - logits.amax(-1, keepdim=True)
+        unscaled = logits.exp()
         depth = read_out(unscaled, bin_centres(head.edges), self.readout, dim=-1)
         depth = self.network.in_metres(depth.squeeze(-1).unsqueeze(1), focal)
         if self.temperature is None:
             return [depth]
         camera = self.network.canonical
         own = depth if camera is None else camera.from_metres(depth, focal)
-        found = certainty(
-            unscaled, own.squeeze(1).unsqueeze(-1), head.edges, self.temperature, dim=-1
-        )
+        # Apply the temperature to the logits, which equals `confidence.tempered`.
+        q = unscaled if self.temperature == 1 else (logits / self.temperature).exp()
+        found = certainty(q, own.squeeze(1).unsqueeze(-1), head.edges, dim=-1)
         confidence, sigma = found.permute(0, 3, 1, 2).contiguous().split(1, dim=1)
         if camera is not None:
             sigma = camera.to_metres(sigma, focal)

@@ -13,7 +13,7 @@ precision, norms are folded into the convolutions before them (tiekd/inference/e
 the network runs in float16; input and output keep their dtypes.
 
 Cost: seconds to minutes of tracing, and two runs per image on the CPU. With a DPM head of K bins at
-full resolution, a run needs memory for about three (K, H, W) float32 tensors. Not covered: integer
+full resolution, a run needs memory for about five (H, W, K) float32 tensors. Not covered: integer
 quantisation; dynamic sizes, if the working resolution depends on the image's size, or if the images
 aren't resized and the network's arithmetic depends on their size (BTS, AdaBins, Swin); ONNX files
 above protobuf's limit of 2 GB.

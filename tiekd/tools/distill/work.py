@@ -20,7 +20,7 @@ from tiekd.tools.distill import plan as plans
 from tiekd.tools.distill.commands import Commands
 from tiekd.tools.distill.plan import Plan
 from tiekd.tools.distill.stages import Stage
-from tiekd.tools.experiment.launch import seconds_in_report
+from tiekd.tools.experiment.durations import seconds_in_report
 from tiekd.tools.report import calibrated
 from tiekd.workdir import checkpoints, weights_file, workdir
 

@@ -57,10 +57,10 @@ def _newest_iteration(job: Job) -> int:
     return max(map(checkpoints.iteration_of, found), default=0)
 
 
-def total(seconds: Sequence[float | None], num_slots: int) -> float | None:
-    """Returns the seconds until all jobs have ended; None if an estimate is None.
+def until_all_ended(seconds: Sequence[float | None], num_slots: int) -> float | None:
+    """Returns the least seconds in which all jobs can end; None if an estimate is None.
 
-    The jobs are taken to share the slots evenly.
+    They take at least as long as the longest job, and as an even share of all of them.
 
     Args:
         seconds: the estimates, one per job.
@@ -68,10 +68,10 @@ def total(seconds: Sequence[float | None], num_slots: int) -> float | None:
     """
     if None in seconds:
         return None
-    return sum(seconds) / max(1, min(num_slots, len(seconds)))
+    return max(sum(seconds) / num_slots, max(seconds, default=0.0))
 
 
-def text(seconds: float | None) -> str:
+def as_text(seconds: float | None) -> str:
     """Returns a duration as text, such as "about 0:12:00"; "not known yet" for None.
 
     Args:
@@ -80,7 +80,7 @@ def text(seconds: float | None) -> str:
     return "not known yet" if seconds is None else f"about {timedelta(seconds=round(seconds))}"
 
 
-def in_report(report: str) -> float | None:
+def seconds_in_report(report: str) -> float | None:
     """Reads the seconds of training and evaluations together from the report of a dry run.
 
     Args:

@@ -63,6 +63,10 @@ class Launcher:
             `supervise.run_once`.
         num_slots: number of jobs that run at the same time.
 
+    Attributes:
+        slots: for each of the jobs that run at the same time the environment variables of its
+            processes.
+
     Raises:
         LaunchError: the machine hasn't enough GPUs for so many jobs.
     """
@@ -80,8 +84,7 @@ class Launcher:
         self.out = out
         self.execute = execute
         self.received_signals: list[int] = []
-        self.num_slots = num_slots
-        self._slots = variables_of_slots(num_slots, spec.launcher, os.environ)
+        self.slots = variables_of_slots(num_slots, spec.launcher, os.environ)
         self._lock = threading.Lock()  # held while a slot takes a job, and while a line is printed
 
     def catch_signals(self) -> None:
@@ -106,11 +109,11 @@ class Launcher:
         if done:
             self.print_line(f"{done} of {len(jobs)} are finished already")
         progress = _Progress(jobs, waiting)
-        if len(self._slots) == 1:
-            self._run_slot(self._slots[0], progress)
+        if len(self.slots) == 1:
+            self._run_slot(self.slots[0], progress)
         else:
-            with ThreadPoolExecutor(len(self._slots)) as pool:
-                futures = [pool.submit(self._run_slot, slot, progress) for slot in self._slots]
+            with ThreadPoolExecutor(len(self.slots)) as pool:
+                futures = [pool.submit(self._run_slot, slot, progress) for slot in self.slots]
             for future in futures:
                 future.result()
         return Finished(progress.failed, progress.stopped)
@@ -134,7 +137,7 @@ class Launcher:
                 begun = len(progress.jobs) - len(progress.waiting)
                 # Estimate the remaining time before each job, since the finished jobs make the
                 # estimate more accurate.
-                remaining = progress.remaining(self.spec.steps, len(self._slots))
+                remaining = progress.remaining(self.spec.steps, len(self.slots))
             self.print_line(f"[{begun}/{len(progress.jobs)}] {job.label}; left: {remaining}")
             reason = self._run_job(job, variables)
             with self._lock:
@@ -303,7 +306,7 @@ class _Progress:
     stopped: bool = False
 
     def remaining(self, steps: int, num_slots: int) -> str:
-        """Returns the estimated time until all jobs have ended, as `durations.text` returns it.
+        """Returns the estimated time until all jobs have ended, as `durations.as_text` returns it.
 
         Args:
             steps: iterations of a run.
@@ -311,7 +314,7 @@ class _Progress:
         """
         left = [*self.running, *self.waiting]
         seconds = durations.estimates(left, self.jobs, {}, steps)
-        return durations.text(durations.total(seconds, num_slots))
+        return durations.as_text(durations.until_all_ended(seconds, num_slots))
 
 
 def _with(variables: Mapping[str, str]) -> list[str]:
@@ -404,8 +407,10 @@ def measure(launcher: Launcher, jobs: Sequence[Job]) -> dict[tuple[str, str | No
         with tempfile.TemporaryDirectory() as name:
             log = Path(name) / "log.txt"
             command = train_command(launcher.spec, job, program, os.environ, "--dry-run")
+            # Give it the part of the machine that a job has beside others.
+            command = [*_with(launcher.slots[0]), *command]
             launcher.execute_logged(command, Path(name), log)
-            seconds = durations.in_report(log.read_text(encoding="utf-8", errors="replace"))
+            seconds = durations.seconds_in_report(log.read_text(encoding="utf-8", errors="replace"))
             why = last_line(log)
         if seconds is None:
             launcher.print_line(f"{job.label} could not be measured: {why}")

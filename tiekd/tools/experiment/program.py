@@ -170,11 +170,12 @@ def _dry_run(launcher: Launcher, every: Sequence[Job], jobs: Sequence[Job]) -> i
         measured = launch.measure(launcher, unknown)
     seconds = durations.estimates(left, every, measured, spec.steps)
     for job, each in zip(left, seconds, strict=True):
-        print(f"{job.label}: {durations.text(each)} ({job.folder})")
-    expected = durations.text(durations.total(seconds, launcher.num_slots))
+        print(f"{job.label}: {durations.as_text(each)} ({job.folder})")
+    expected = durations.as_text(durations.until_all_ended(seconds, len(launcher.slots)))
+    together = f" with {len(launcher.slots)} at the same time" if len(launcher.slots) > 1 else ""
     print(
-        f"{len(left)} runs are left, {len(jobs) - len(left)} are finished; {expected}, without the "
-        "start of each program"
+        f"{len(left)} runs are left, {len(jobs) - len(left)} are finished; {expected}{together}, "
+        "without the start of each program"
     )
     sys.stdout.flush()
     if launcher.received_signals:

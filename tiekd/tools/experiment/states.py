@@ -1,7 +1,4 @@
-"""The progress of an experiment's jobs, one file run.json in the folder of each job.
-
-A job is a run, or the evaluation of floors, i.e. of baselines that don't look at the image.
-"""
+"""The progress of an experiment's jobs: a file run.json in the folder of each job."""
 
 import json
 from dataclasses import dataclass, replace

@@ -103,8 +103,8 @@ def test_trace_of_lite_with_learned_upsampling_is_valid_for_any_size():
         assert (sigma - wanted.sigma).abs()[same].max() < 1e-3
 
 
-def test_onnx_sums_over_the_bins_lie_side_by_side(tmp_path):
-    """No reduction runs over an inner dimension of many values, and no softmax is transposed."""
+def test_onnx_bins_lie_side_by_side(tmp_path):
+    """Every reduction over the bins is over the last dimension, and there is no softmax."""
     import onnx
 
     torch.manual_seed(0)

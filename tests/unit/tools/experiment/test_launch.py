@@ -316,11 +316,11 @@ def test_estimates_are_means_of_equal_rows(spec):
     states.write(left[0], states.State(left[0].label, left[0].key, 500.0))
     assert durations.estimates(left, planned, {}, 4) == [15.0, 15.0, 60.0]
     assert durations.estimates(left[1:], planned, {}, 4) == [15.0, 60.0]
-    assert durations.text(durations.total([60.0, 15.0], 1)) == "about 0:01:15"
-    assert durations.total([60.0, 15.0, 45.0], 2) == 60.0
-    assert durations.total([60.0], 2) == 60.0
-    assert durations.total([], 2) == 0
-    assert durations.text(durations.total([60.0, None], 2)) == "not known yet"
+    assert durations.as_text(durations.until_all_ended([60.0, 15.0], 1)) == "about 0:01:15"
+    assert durations.until_all_ended([60.0, 15.0, 45.0], 2) == 60.0
+    assert durations.until_all_ended([100.0, 1.0], 2) == 100.0
+    assert durations.until_all_ended([], 2) == 0
+    assert durations.as_text(durations.until_all_ended([60.0, None], 2)) == "not known yet"
 
 
 def test_measure_takes_one_run_of_each_row(launcher, spec):
@@ -354,4 +354,4 @@ def test_measure_takes_one_run_of_each_row(launcher, spec):
 )
 def test_seconds_in_report_reads_dry_run(told, seconds):
     """The time that a dry run reports is read in every form that it has."""
-    assert durations.in_report(told) == seconds
+    assert durations.seconds_in_report(told) == seconds

@@ -102,6 +102,8 @@ def test_run_dry_run_lists_runs_with_time(start, monkeypatch, capsys):
     assert len(asked) == 6
     assert not start.spec.folder.exists()
     assert start.ran == []
+    assert start(dry_run=True, jobs=2) == 0
+    assert "0 are finished; about 0:02:15 with 2 at the same time" in capsys.readouterr().out
 
 
 def test_run_report_runs_nothing(start, capsys):

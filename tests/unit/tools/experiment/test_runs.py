@@ -56,6 +56,7 @@ def test_key_follows_what_figures_follow_from(write, scenes, tmp_path):
 
     key = key_with()
     assert key_with(set=["log.interval=7"], launcher=["--num_gpus=1", "--master_port=29999"]) == key
+    assert key_with(set=[f"data.decoded={tmp_path}"]) == key  # the same pixels
     assert key_with(set=["optimizer.lr=0.1"]) != key
     assert key_with(launcher=["--num_gpus=2"]) != key
     (tmp_path / "engine.json").write_text(json.dumps({"train_batch_size": "auto", "seed": 3}))
