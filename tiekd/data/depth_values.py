@@ -15,6 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from tiekd.data import image_io
+from tiekd.data.frame_table import spaced
 from tiekd.data.frames import Frames
 from tiekd.data.stored import ShardMember, Source, as_openable, source_of
 from tiekd.errors import DataError
@@ -113,13 +114,8 @@ def _sampled_indices(frames: Frames) -> list[int]:
 
     There are fewer if fewer frames have ground truth.
     """
-    known = np.flatnonzero(frames.frames.has_depth).tolist()
-    if not known:
-        return []
-    positions = {
-        round(number * (len(known) - 1) / (_NUM_SAMPLED - 1)) for number in range(_NUM_SAMPLED)
-    }
-    return [known[position] for position in sorted(positions)]
+    known = np.flatnonzero(frames.frames.has_depth)
+    return known[spaced(len(known), _NUM_SAMPLED)].tolist()
 
 
 def turned_line(names: Sequence[str]) -> str:

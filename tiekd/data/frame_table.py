@@ -314,7 +314,7 @@ def spaced(count: int, wanted: int) -> np.ndarray:
     The first and the last index are included if M is above 1.
 
     Args:
-        count: The sequence's length, above 0.
+        count: The sequence's length.
         wanted: The number M of indices; if the sequence is shorter, M is its length.
     """
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).round().astype(np.int64))

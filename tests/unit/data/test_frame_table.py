@@ -50,6 +50,7 @@ def test_spaced_has_first_and_last():
     """Evenly spaced indices have the first and the last one, each once."""
     assert spaced(5, 10).tolist() == [0, 1, 2, 3, 4]
     assert spaced(1, 3).tolist() == [0]
+    assert spaced(0, 3).tolist() == []
     rows = spaced(1_000_001, 1000)
     assert rows[0] == 0
     assert rows[-1] == 1_000_000

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Subset
 from tiekd.data import resize as resizes
 from tiekd.data.augment.augment import IMAGENET_MEAN, IMAGENET_STD
 from tiekd.data.batch import Batch
+from tiekd.data.frame_table import spaced
 from tiekd.data.loading.loader import validation_batches
 from tiekd.data.resize import OWN_SIZE, Resize
 from tiekd.data.target import Target, mean_depth
@@ -85,7 +86,7 @@ class Observer:
             `grid.grid_of` gives for the first frame.
         """
         found, size = [], None
-        for index in spaced(len(self.frames), count):
+        for index in spaced(len(self.frames), count).tolist():
             for batch in self.batches(index):
                 own_size = tuple(batch.depth.shape[-2:])
                 size = size or grid.grid_of(*own_size)
@@ -260,17 +261,6 @@ def cover_response(covered_change: float, opposite_change: float) -> float:
     if not max(covered_change, opposite_change) > _UNCHANGED:
         return float("nan")
     return float(np.log((covered_change + _UNCHANGED) / (opposite_change + _UNCHANGED)))
-
-
-def spaced(total: int, count: int) -> list[int]:
-    """Returns evenly spaced indices of `total` elements, in increasing order from 0.
-
-    Args:
-        total: Number of elements.
-        count: Maximum number of indices.
-    """
-    count = min(total, count)
-    return [i * total // count for i in range(count)]
 
 
 def with_swapped_channels(batch: Batch) -> Batch:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from tiekd.data import resize as resizes
+from tiekd.data.frame_table import spaced
 from tiekd.data.sigma_calibration import Calibration, text_of
 from tiekd.data.target import Target
 from tiekd.evaluation.sigma_quality import MIN_FRAMES, SigmaFigures, SigmaFrame
-from tiekd.evaluation.teacher_audit.observe import Observer, spaced
+from tiekd.evaluation.teacher_audit.observe import Observer
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def observe(observer: Observer, count: int) -> list[SigmaFrame]:
         student's depth range.
     """
     found = []
-    for index in spaced(len(observer.frames), count):
+    for index in spaced(len(observer.frames), count).tolist():
         for batch in observer.batches(index):
             target = observer.teacher(batch)
             assert isinstance(target, Target), "the teacher has no sigma"

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from tiekd.config import data_sets
 from tiekd.data.build import build_dataset, settings_of
 from tiekd.data.datasets import scenes
+from tiekd.data.frame_table import spaced
 from tiekd.data.resize import resized_image
 from tiekd.errors import DataError, RecipeError
 from tiekd.evaluation.agreement import TEACHER
@@ -87,5 +88,4 @@ def batches(
 def _spaced(found: Dataset, count: int) -> list[Tensor]:
     if len(found) == 0:
         raise DataError("no validation frames")
-    count = min(count, len(found))
-    return [found[index * len(found) // count].image for index in range(count)]
+    return [found[index].image for index in spaced(len(found), count).tolist()]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tiekd.data.frame_table import spaced
 from tiekd.data.image_io import read_photo
 from tiekd.errors import DataError
 from tiekd.inference.predict.video import Video
@@ -177,12 +178,11 @@ def sample_of(found: images.Found, teacher: dict) -> dict[str, Path]:
     if node.get("name") == STEREO:
         rights = images.pairs_of(found, node.get("right"))
     every = sorted(rights or found.images)
-    count = min(_MOST, len(every))
-    names = [every[place * len(every) // count] for place in range(count)]
+    names = [every[place] for place in spaced(len(every), _MOST)]
     sample = {name: found.images[name] for name in names}
     by_file = {path: name for name, path in found.images.items()}
     sample |= {by_file[rights[name]]: rights[name] for name in names if name in rights}
-    if count < FEWEST and found.videos:
+    if len(names) < FEWEST and found.videos:
         smallest = min(found.videos, key=lambda name: found.videos[name].stat().st_size)
         sample[smallest] = found.videos[smallest]
     return sample

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from tiekd.data import frame_table
 from tiekd.data import resize as resizes
 from tiekd.data.batch import Batch
 from tiekd.data.loading.loader import Loading
@@ -315,8 +316,7 @@ def spaced(frames: Dataset, count: int) -> Subset:
         frames: The dataset.
         count: Maximum number of frames.
     """
-    count = min(count, len(frames))
-    return Subset(frames, [index * len(frames) // count for index in range(count)])
+    return Subset(frames, frame_table.spaced(len(frames), count).tolist())
 
 
 def one_by_one(protocol: EvaluationProtocol) -> EvaluationProtocol:

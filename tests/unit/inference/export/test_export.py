@@ -568,7 +568,7 @@ def test_trial_frames_come_from_dataset(monkeypatch):
     )
     assert origin == "folder (val)"
     assert found[0] is frames[0].image
-    assert found[1] is frames[1].image
+    assert found[1] is frames[2].image
 
 
 @pytest.mark.parametrize(("against", "scores"), [("teacher", True), (None, False)])

@@ -126,6 +126,6 @@ def test_reliability_without_sigma_is_none():
 
 def test_spaced_frames_are_even():
     """Frames are spread over the dataset, all of them if there are few."""
-    assert measure.spaced(range(10), 3).indices == [0, 3, 6]
+    assert measure.spaced(range(10), 3).indices == [0, 4, 9]
     assert measure.spaced(range(2), 3).indices == [0, 1]
     assert measure.one_by_one(protocol(batch_size=4)).settings.batch_size == 1
