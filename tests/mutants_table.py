@@ -4017,6 +4017,14 @@ if passed_over:
         ("tests/unit/tools/experiment/test_launch.py",),
     ),
     Mutant(
+        "rows_of_one_seed_are_called_failed",
+        "tiekd.tools.experiment.report",
+        "_set",
+        "row in unjudged",
+        "False",
+        ("tests/unit/tools/experiment/test_report.py",),
+    ),
+    Mutant(
         "dry_run_of_parallel_jobs_adds_their_times",
         "tiekd.tools.experiment.durations",
         "until_all_ended",

@@ -137,7 +137,15 @@ def _set(name: str, each: Mapping) -> list[str]:
         lines += [f"The floor *{floor}* is left out: {why}.", ""]
     # List the rows that don't beat every floor (a baseline that doesn't look at the image) before
     # the comparisons, since they support no conclusion.
+    unjudged = [row for row in each["not_above_floors"] if len(each["rows"][row]["seeds"]) < 2]
+    if unjudged:
+        lines += [
+            f"Not compared with the floors, which takes two seeds: {', '.join(unjudged)}.",
+            "",
+        ]
     for row, lost in each["not_above_floors"].items():
+        if row in unjudged:
+            continue
         which = "; ".join(
             f"{loss['floor']} on {loss['metric']} ({loss['verdict']}; difference "
             f"{_number(loss['difference'])}, over seeds {_interval(loss['over_seeds'])}, over "
@@ -158,6 +166,8 @@ def _costs(network: Mapping) -> list[str]:
 
 
 def _comparisons(comparisons: Sequence[Mapping]) -> list[str]:
+    """Returns the table of the comparisons, and a line on those whose rows have no common seed."""
+    waiting = [found for found in comparisons if found["num_seeds"] == 0]
     heads = ["comparison", "metric", "difference", "over seeds", "over scenes", "over both"]
     heads += ["p", "verdict"]
     body = [
@@ -172,12 +182,17 @@ def _comparisons(comparisons: Sequence[Mapping]) -> list[str]:
             found["verdict"],
         ]
         for found in comparisons
+        if found["num_seeds"] > 0
     ]
     note = (
         "Intervals are of 95 %, not corrected. p is corrected by Holm's method for all comparisons "
         "of the set but the primary one."
     )
-    return ["### Comparisons", "", *_markdown_table(heads, body), "", note, ""]
+    lines = ["### Comparisons", "", *_markdown_table(heads, body), "", note, ""]
+    if waiting:
+        pairs = dict.fromkeys(f"{found['row']} - {found['than']}" for found in waiting)
+        lines += [f"Without a common seed yet: {', '.join(pairs)}.", ""]
+    return lines
 
 
 def _by_scene(every: Sequence[tuple[str, Mapping]]) -> list[str]:

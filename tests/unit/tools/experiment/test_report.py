@@ -43,6 +43,21 @@ def test_markdown_names_rows_floors_and_verdicts(found):
     assert "nan" not in text
 
 
+def test_markdown_of_one_seed_and_of_none(found):
+    """A row of one seed isn't called failed, and pairs of rows without a common seed take a line."""
+    other = copy.deepcopy(found)
+    streets = other["sets"]["streets"]
+    streets["rows"]["old"]["seeds"] = [0]
+    primary = streets["comparisons"][0]
+    none = {**primary, "row": "third", "primary": False, "num_seeds": 0}
+    streets["comparisons"] += [none, {**none, "metric": "silog"}]
+    text = report.markdown(other)
+    assert "FAILED" not in text
+    assert "Not compared with the floors, which takes two seeds: old.\n" in text
+    assert "| third - old |" not in text
+    assert "Without a common seed yet: third - old.\n" in text
+
+
 def test_markdown_names_failed_and_unfinished_runs(found):
     """Failed runs are named with reason and log, and unfinished ones by name."""
     failed = [{"run": "streets/old seed 1", "reason": "no memory", "log": "x/log.txt"}]
