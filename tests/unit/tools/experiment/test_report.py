@@ -44,7 +44,7 @@ def test_markdown_names_rows_floors_and_verdicts(found):
 
 
 def test_markdown_of_one_seed_and_of_none(found):
-    """A row of one seed isn't called failed, and pairs of rows without a common seed take a line."""
+    """A row of one seed isn't called failed, and pairs without a common seed take one line."""
     other = copy.deepcopy(found)
     streets = other["sets"]["streets"]
     streets["rows"]["old"]["seeds"] = [0]
