@@ -4345,6 +4345,14 @@ if passed_over:
         ("tests/unit/models/test_confidence.py",),
     ),
     Mutant(
+        "bands_leave_out_their_last_pixel",
+        "tiekd.data.resize",
+        "bands",
+        "int(used[-1]) + 1",
+        "int(used[-1])",
+        ("tests/unit/data/test_open_resize.py",),
+    ),
+    Mutant(
         "exported_confidence_leaves_out_the_temperature",
         "tiekd.inference.export.deployed",
         "Deployed._depth_and_certainty",

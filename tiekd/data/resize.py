@@ -47,6 +47,9 @@ LARGEST = 16384  # largest number of pixels of a side
 # multiples of 1/16.
 _WEIGHTS = 2048
 _BETWEEN = 16
+# Number of new pixels whose weights are one matrix in exported graphs. Fewer pixels would save
+# little and make more operators.
+BAND_PIXELS = 32
 
 
 class Placement(NamedTuple):
@@ -433,22 +436,65 @@ def open_weights(old: int, new: int) -> Tensor:
     return shares.float() / _WEIGHTS
 
 
-def resized_by_products(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+class Band(NamedTuple):
+    """Some rows of a filter matrix, without the zeros to the left and right of their weights.
+
+    Attributes:
+        start: The first old pixel that the band's new pixels are computed from.
+        weights: (n, m) float32, the weights of m old pixels for n new ones.
+    """
+
+    start: int
+    weights: Tensor
+
+
+def bands(old: int, new: int) -> list[Band]:
+    """Cuts `dense_weights` into bands of BAND_PIXELS new pixels each.
+
+    A new pixel has weights for a few old pixels only, so the products with all bands cost a small
+    part of the product with the whole matrix.
+
+    Args:
+        old: Pixels of the side before resizing.
+        new: Pixels of the side after resizing.
+    """
+    found = []
+    for weights in dense_weights(old, new).split(BAND_PIXELS):
+        used = weights.any(0).nonzero()
+        start, end = int(used[0]), int(used[-1]) + 1
+        found.append(Band(start, weights[:, start:end].contiguous()))
+    return found
+
+
+def resized_by_products(
+    pixels: Tensor, rows: Sequence[Band] | Tensor, columns: Sequence[Band] | Tensor
+) -> Tensor:
     """Resizes images as `resized_image` does, by matrix products, which exporters support.
 
     The result is the same as long as the matrix products run in float32.
 
     Args:
         pixels: (B, 3, H, W) float32 grey levels.
-        rows: (h, H) float32, `dense_weights` of the height.
-        columns: (w, W) float32, `dense_weights` of the width.
+        rows: `bands` of the height, or (h, H) float32, its `dense_weights`.
+        columns: `bands` of the width, or (w, W) float32, its `dense_weights`.
 
     Returns:
         (B, 3, h, w) float32.
     """
     # Round between the two passes as in `resized_image`.
-    between = (torch.matmul(rows, pixels) * _BETWEEN).round() / _BETWEEN
-    return torch.matmul(between, columns.t()).round()
+    if isinstance(rows, Tensor):
+        between = torch.matmul(rows, pixels)
+    else:
+        between = torch.cat(
+            [torch.matmul(each, pixels.narrow(2, at, each.shape[1])) for at, each in rows], dim=2
+        )
+    between = (between * _BETWEEN).round() / _BETWEEN
+    if isinstance(columns, Tensor):
+        return torch.matmul(between, columns.t()).round()
+    return torch.cat(
+        [torch.matmul(between.narrow(3, at, each.shape[1]), each.t()) for at, each in columns],
+        dim=3,
+    ).round()
 
 
 def resized_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:

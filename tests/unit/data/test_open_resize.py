@@ -7,9 +7,11 @@ import torch
 
 from tiekd.config.recipe import load_recipe
 from tiekd.data.resize import (
+    BAND_PIXELS,
     OWN_SIZE,
     Resize,
     at_own_size,
+    bands,
     dense_weights,
     frame_size,
     network_input,
@@ -169,10 +171,18 @@ def test_resized_by_products_equals_resized_picture(size):
     pixels = torch.randint(
         0, 256, (2, 3, 61, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    found = resized_by_products(
-        pixels.float(), dense_weights(61, size[0]), dense_weights(97, size[1])
-    )
-    assert torch.equal(found, resized_image(pixels, size).float())
+    for weights in (dense_weights, bands):
+        found = resized_by_products(pixels.float(), weights(61, size[0]), weights(97, size[1]))
+        assert torch.equal(found, resized_image(pixels, size).float())
+
+
+def test_bands_of_large_image_have_few_weights():
+    """The bands hold a small part of the matrix: the products cost as much less."""
+    for old, new in ((3000, 192), (4000, 640), (375, 192)):
+        found = bands(old, new)
+        assert sum(len(band.weights) for band in found) == new
+        share = sum(band.weights.numel() for band in found) / (old * new)
+        assert share < 1.3 * BAND_PIXELS / new
 
 
 def test_open_weights_equal_dense_weights():

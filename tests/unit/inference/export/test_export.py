@@ -27,7 +27,7 @@ from support.one_picture.doors import NODES, network_of
 from torch import nn
 
 import tiekd
-from tiekd.data.resize import Resize, dense_weights
+from tiekd.data.resize import Resize, bands
 from tiekd.errors import ExportError, LaunchError
 from tiekd.inference.export import (
     export,
@@ -393,17 +393,18 @@ def test_export_metadata_states_size_and_readout(tmp_path, dpm):
 
 
 def test_export_half_keeps_resize_float32(tmp_path, sigmoid):
-    """A half-precision file keeps its resize matrix in float32, bit for bit."""
+    """A half-precision file keeps its resizing weights in float32, bit for bit."""
     path, resize = tmp_path / "student.pt2", Resize(48, 80, "stretch")
     write(path, sigmoid, SIGMOID, size=ODD, half=True, resize=resize)
     facts = {program_format.FACTS: ""}
     torch.export.load(path, extra_files=facts)
     assert json.loads(json.loads(facts[program_format.FACTS])["teachers"]) == TEACHERS
-    matrices = [
-        each for each in torch.export.load(path).constants.values() if each.shape[-1:] == (ODD[0],)
-    ]
-    assert [each.dtype for each in matrices] == [torch.float32]
-    assert torch.equal(matrices[0], dense_weights(ODD[0], 48))
+    stored = torch.export.load(path).constants
+    for name, old, new in (("rows", ODD[0], 48), ("columns", ODD[1], 80)):
+        for number, band in enumerate(bands(old, new)):
+            weights = stored[f"{name}_{number}"]
+            assert weights.dtype == torch.float32
+            assert torch.equal(weights, band.weights)
 
 
 def test_export_check_compares_with_student(tmp_path, dpm, monkeypatch):
