@@ -4030,7 +4030,7 @@ if passed_over:
         "until_all_ended",
         "sum(seconds) / num_slots",
         "sum(seconds)",
-        ("tests/unit/tools/experiment/test_launch.py",),
+        ("tests/unit/tools/experiment/test_durations.py",),
     ),
     Mutant(
         "dry_run_of_parallel_jobs_expects_one_after_the_other",
